@@ -47,7 +47,9 @@ func ask[Req, Resp any](ctx context.Context, p *peers, id string, req Req,
 // Canvass asks how an instance stands as a candidate.
 func (p *peers) Canvass(ctx context.Context, id string, req *pb.CanvassRequest) (*pb.CanvassResponse, error) {
 	return ask(ctx, p, id, req,
-		func(s pb.PeerServiceServer) func(context.Context, *pb.CanvassRequest) (*pb.CanvassResponse, error) { return s.Canvass },
+		func(s pb.PeerServiceServer) func(context.Context, *pb.CanvassRequest) (*pb.CanvassResponse, error) {
+			return s.Canvass
+		},
 		func(c pb.PeerServiceClient) func(context.Context, *pb.CanvassRequest, ...grpc.CallOption) (*pb.CanvassResponse, error) {
 			return c.Canvass
 		})
@@ -56,7 +58,9 @@ func (p *peers) Canvass(ctx context.Context, id string, req *pb.CanvassRequest) 
 // Nominate asks a candidate for its consent.
 func (p *peers) Nominate(ctx context.Context, id string, req *pb.NominateRequest) (*pb.NominateResponse, error) {
 	return ask(ctx, p, id, req,
-		func(s pb.PeerServiceServer) func(context.Context, *pb.NominateRequest) (*pb.NominateResponse, error) { return s.Nominate },
+		func(s pb.PeerServiceServer) func(context.Context, *pb.NominateRequest) (*pb.NominateResponse, error) {
+			return s.Nominate
+		},
 		func(c pb.PeerServiceClient) func(context.Context, *pb.NominateRequest, ...grpc.CallOption) (*pb.NominateResponse, error) {
 			return c.Nominate
 		})
@@ -65,7 +69,9 @@ func (p *peers) Nominate(ctx context.Context, id string, req *pb.NominateRequest
 // Granted tells a candidate that its grant has committed.
 func (p *peers) Granted(ctx context.Context, id string, req *pb.GrantedRequest) (*pb.GrantedResponse, error) {
 	return ask(ctx, p, id, req,
-		func(s pb.PeerServiceServer) func(context.Context, *pb.GrantedRequest) (*pb.GrantedResponse, error) { return s.Granted },
+		func(s pb.PeerServiceServer) func(context.Context, *pb.GrantedRequest) (*pb.GrantedResponse, error) {
+			return s.Granted
+		},
 		func(c pb.PeerServiceClient) func(context.Context, *pb.GrantedRequest, ...grpc.CallOption) (*pb.GrantedResponse, error) {
 			return c.Granted
 		})
@@ -74,7 +80,9 @@ func (p *peers) Granted(ctx context.Context, id string, req *pb.GrantedRequest) 
 // Fence asks the holder to give up.
 func (p *peers) Fence(ctx context.Context, id string, req *pb.FenceRequest) (*pb.FenceResponse, error) {
 	return ask(ctx, p, id, req,
-		func(s pb.PeerServiceServer) func(context.Context, *pb.FenceRequest) (*pb.FenceResponse, error) { return s.Fence },
+		func(s pb.PeerServiceServer) func(context.Context, *pb.FenceRequest) (*pb.FenceResponse, error) {
+			return s.Fence
+		},
 		func(c pb.PeerServiceClient) func(context.Context, *pb.FenceRequest, ...grpc.CallOption) (*pb.FenceResponse, error) {
 			return c.Fence
 		})
