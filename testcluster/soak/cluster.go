@@ -65,7 +65,7 @@ func (c *cluster) startNode(i int) (err error) {
 }
 
 // status asks one node.
-func (c *cluster) status(ctx context.Context, i int) (*pb.StatusResponse, error) {
+func (c *cluster) status(ctx context.Context, i int, withHash bool) (*pb.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	conn, err := grpc.NewClient("passthrough:///"+c.endpoints[i], grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -73,7 +73,7 @@ func (c *cluster) status(ctx context.Context, i int) (*pb.StatusResponse, error)
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
-	return pb.NewClusterServiceClient(conn).Status(ctx, &pb.StatusRequest{})
+	return pb.NewClusterServiceClient(conn).Status(ctx, &pb.StatusRequest{WithHash: withHash})
 }
 
 // waitLeader waits until the nodes but one agree on a leader other than it, and
@@ -87,7 +87,7 @@ func (c *cluster) waitLeader(ctx context.Context, but int) (int, error) {
 			if i == but {
 				continue
 			}
-			if s, err := c.status(ctx, i); err == nil && s.GetLeaderId() != "" {
+			if s, err := c.status(ctx, i, false); err == nil && s.GetLeaderId() != "" {
 				votes[s.GetLeaderId()]++
 			}
 		}
@@ -108,7 +108,7 @@ func (c *cluster) waitLeader(ctx context.Context, but int) (int, error) {
 // it (or, now and then, restarts it at once), and starts it again.
 func (c *cluster) killOne(ctx context.Context, rng *rand.Rand, l *load) (led bool, err error) {
 	i, atOnce := rng.IntN(nodes), rng.IntN(3) == 0
-	if s, err := c.status(ctx, i); err == nil {
+	if s, err := c.status(ctx, i, false); err == nil {
 		led = s.GetRaftState() == "Leader"
 	}
 	if err := c.procs[i].Kill(); err != nil {
@@ -136,7 +136,7 @@ func (c *cluster) waitCaughtUp(ctx context.Context, i int) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		s, err := c.status(ctx, i)
+		s, err := c.status(ctx, i, false)
 		if err == nil && s.GetLeaderId() != "" && s.GetAppliedIndex() > 0 && s.GetAppliedIndex()+64 >= s.GetCommitIndex() {
 			return nil
 		}
@@ -160,11 +160,11 @@ func (c *cluster) hashesEqual(ctx context.Context) (bool, error) {
 	for {
 		hashes, indexes := map[string]bool{}, map[uint64]bool{}
 		for i := range nodes {
-			s, err := c.status(ctx, i)
+			s, err := c.status(ctx, i, true)
 			if err != nil {
 				break
 			}
-			hashes[s.GetStateHash()], indexes[s.GetAppliedIndex()] = true, true
+			hashes[s.GetStateHash()], indexes[s.GetHashIndex()] = true, true
 			if i == nodes-1 && len(indexes) == 1 {
 				return len(hashes) == 1 && !hashes[""], nil
 			}

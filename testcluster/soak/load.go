@@ -203,17 +203,16 @@ func (w *witness) run(ctx context.Context, c *client.Client) {
 	type mark struct{ seq, revision uint64 }
 	marks := map[string]mark{}
 	_ = c.Sessions(hastate.DefaultGroup).Watch(ctx, "", 0, func(change client.SessionChange) error {
-		for _, e := range change.Events {
-			if e.GetDeleted() || len(e.GetSession().GetValue()) != 8 {
-				continue
-			}
-			w.events++
-			id, seq := e.GetSession().GetId(), binary.BigEndian.Uint64(e.GetSession().GetValue())
-			if m, ok := marks[id]; ok && seq <= m.seq && e.GetSession().GetRevision() != m.revision {
-				w.repeats++
-			}
-			marks[id] = mark{seq, e.GetSession().GetRevision()}
+		e := change.Event
+		if e == nil || e.GetDeleted() || len(e.GetSession().GetValue()) != 8 {
+			return nil
 		}
+		w.events++
+		id, seq := e.GetSession().GetId(), binary.BigEndian.Uint64(e.GetSession().GetValue())
+		if m, ok := marks[id]; ok && seq <= m.seq && e.GetSession().GetRevision() != m.revision {
+			w.repeats++
+		}
+		marks[id] = mark{seq, e.GetSession().GetRevision()}
 		return nil
 	}) // it ends with ctx
 }
