@@ -49,7 +49,6 @@ type Node struct {
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState bool
 
-	batcher  *propose.Batcher
 	proposer *propose.Node
 	reads    *readindex.Node
 	members  *member.Membership
@@ -198,7 +197,8 @@ func (n *Node) Ready() (bool, string) {
 	if !n.serving() {
 		return false, "the disk of the log hangs"
 	}
-	applied, _ := n.machine.Applied()
+	// raft's own index counts entries without a command too.
+	applied := n.raft.AppliedIndex()
 	if commit := n.raft.CommitIndex(); applied+readyLag < commit {
 		return false, fmt.Sprintf("catching up: %d entries behind", commit-applied)
 	}
@@ -235,8 +235,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	start("notifications", n.watchLeadership)
 	start("leadership", n.followLeadership)
-	start("propose", n.batcher.Run)
-	start("forward", n.proposer.Run)
+	start("propose", n.proposer.Run)
+	start("read", n.reads.Run)
+	start("raft", n.watchRaft)
 	start("join", n.enter)
 	start("kick", n.kick)
 	start("watchdog", n.watchdog)
@@ -324,6 +325,14 @@ func (n *Node) watchLeadership(ctx context.Context) error {
 		}
 	}
 }
+
+// Leading reports whether this node leads and has applied its barrier.
+func (n *Node) Leading() bool {
+	return n.raft.State() == raft.Leader && n.leadership.barrier.Load() == n.raft.CurrentTerm()
+}
+
+// Abort ends Run at once with a cause, without handing anything over.
+func (n *Node) Abort(cause error) { n.fail(cause) }
 
 // setProblem notes what is wrong in one matter, empty when it is mended.
 func (n *Node) setProblem(matter, text string) {

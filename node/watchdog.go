@@ -55,7 +55,7 @@ func (n *Node) watchdog(ctx context.Context) error {
 		}
 		now := n.cfg.Clock.Now()
 		index, _ := n.machine.Applied()
-		if index != applied || index >= n.raft.CommitIndex() {
+		if index != applied || n.raft.Stats()["fsm_pending"] == "0" {
 			applied, appliedAt = index, now
 			continue
 		}
