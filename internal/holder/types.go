@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package holder
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/hastate/hastate/internal/clock"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+)
+
+// Instance is the model server beside this node. Every call is given a context
+// with a deadline, but for Watch.
+type Instance interface {
+	Info(ctx context.Context) (Info, error)
+	// Watch blocks until ctx ends; it reports at once and on every change.
+	Watch(ctx context.Context, report func(Status)) error
+	// Load brings a model into memory. ErrPrecondition if the server cannot.
+	Load(ctx context.Context, model *pb.ModelRef) error
+	// Promote returns what is served, nil if the server does not say.
+	Promote(ctx context.Context, p Promotion) (*pb.ModelRef, error)
+	// Demote: after a success the server does no more work under the epoch.
+	Demote(ctx context.Context, d Demotion) error
+}
+
+// Info is what a server says of itself.
+type Info struct {
+	Engine, EngineVersion string
+	Capabilities          []pb.Capability
+}
+
+// Status is how an instance stands.
+type Status struct {
+	State pb.InstanceState
+	// Gone: the process certainly is gone.
+	Gone bool
+	// Role is what the server was told to be, as far as is known.
+	Role pb.Role
+	// Model is the first model in memory, nil if none is known.
+	Model            *pb.ModelRef
+	Models           []*pb.ModelRef
+	InFlight, Queued uint32
+	// Steps grows with each unit of work.
+	Steps uint64
+	// Epoch is the newest that the server has accepted, 0 if it does not say.
+	Epoch uint64
+	// Reason is why, for people.
+	Reason string
+}
+
+// Promotion is the order to become the primary.
+type Promotion struct {
+	Group string
+	Epoch uint64
+	// Lease is what is left of it, less the fence margin.
+	Lease time.Duration
+	Model *pb.ModelRef
+}
+
+// Demotion is the order to stop being the primary.
+type Demotion struct {
+	Group string
+	Epoch uint64
+	Mode  pb.DemoteMode
+	// Deadline is after what time running work is ended even in DRAIN mode.
+	Deadline time.Duration
+}
+
+// State is the replicated state as this node has applied it.
+type State interface {
+	Group(name string) (*pb.Group, bool)
+	Instances(group string) []*pb.Instance
+	Applied() (index, term uint64)
+	// Changed is closed at the next change of a group or instance, renewals
+	// included. It is to be got before looking.
+	Changed() <-chan struct{}
+}
+
+// Proposer brings a command to the log. An error says that the outcome is
+// unknown or that nothing was done; a Result with another code than OK is no
+// error.
+type Proposer interface {
+	Propose(ctx context.Context, cmd *pb.Command) (*pb.Result, error)
+}
+
+// RoleKind is what the gate of this node may do with the instance.
+type RoleKind int
+
+const (
+	// RoleStandby: forward nothing to it.
+	RoleStandby RoleKind = iota
+	// RolePrimary: forward, as long as Primary says so.
+	RolePrimary
+	// RoleDraining: it finishes what it has, new requests are held.
+	RoleDraining
+)
+
+// String is for logs and for people.
+func (k RoleKind) String() string {
+	return [...]string{"STANDBY", "PRIMARY", "DRAINING"}[k]
+}
+
+// Role is a RoleKind and the epoch that it is about.
+type Role struct {
+	Kind  RoleKind
+	Epoch uint64
+}
+
+// Snapshot is what is known of the holder, for /primary and for people.
+type Snapshot struct {
+	Group, NodeID string
+	// Phase is idle, promoting, serving, draining, fencing or fenced.
+	Phase string
+	Role  Role
+	// Epoch is the one held or last held here, 0 if none.
+	Epoch uint64
+	// ValidUntil is the end of the lease if nothing is renewed; 0 if none is
+	// held. It can be compared on this machine only.
+	ValidUntil clock.Instant
+	// Known: the instance has reported a status.
+	Known  bool
+	Status Status
+	// Stopping: the node gives up leases and takes no more.
+	Stopping bool
+	// UnwillingUntil is the end of the back-off after failed promotions.
+	UnwillingUntil clock.Instant
+	// Reason is why the last lease ended, for people.
+	Reason string
+}
+
+func (i Info) has(c pb.Capability) bool { return slices.Contains(i.Capabilities, c) }
