@@ -45,8 +45,6 @@ type Config struct {
 	Profile election.Profile
 	// Instances are the model servers beside this node, at most one per group.
 	Instances []InstanceConfig
-	// MaxSessionBytes is the largest session value; 0: 64 KiB.
-	MaxSessionBytes int
 	// Snapshot says when the log is compacted.
 	Snapshot SnapshotPolicy
 	// ServerTLS and ClientTLS secure the gRPC port and the connections to other
@@ -109,9 +107,6 @@ func (c Config) withDefaults() Config {
 	if c.Profile == (election.Profile{}) {
 		c.Profile = election.Lan
 	}
-	if c.MaxSessionBytes == 0 {
-		c.MaxSessionBytes = hastate.DefaultSessionValueBytes
-	}
 	if c.Snapshot.Interval == 0 {
 		c.Snapshot.Interval = DefaultSnapshotPolicy.Interval
 	}
@@ -149,9 +144,6 @@ func (c Config) Validate() error {
 	}
 	if err := c.Profile.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("profile %s: %w", c.Profile.Name, err))
-	}
-	if c.MaxSessionBytes < 1 || c.MaxSessionBytes > hastate.MaxSessionValueBytes {
-		add("max session bytes is %d: use 1 to %d", c.MaxSessionBytes, hastate.MaxSessionValueBytes)
 	}
 	if len(c.Instances) > MaxInstances {
 		add("%d instances: at most %d can be beside one node", len(c.Instances), MaxInstances)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/hastate/hastate"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
 // probe is the JSON body of the health endpoints.
@@ -76,13 +77,22 @@ func (n *Node) probeRole(w http.ResponseWriter, r *http.Request, primary bool) {
 		return
 	}
 	s := h.Status()
-	p.Role, p.Epoch = s.Role.String(), s.Epoch
-	if primary {
-		p.OK = s.Primary
-		p.Reason = s.Reason
-	} else {
-		p.OK = s.Standby
-		p.Reason = s.Reason
+	_, serves := h.Primary()
+	p.Role, p.Epoch = s.Role.Kind.String(), s.Epoch
+	ready := s.Status.State == pb.InstanceState_INSTANCE_STATE_READY
+	switch {
+	case serves:
+		p.OK, p.Reason = primary, "it is the primary"
+	case !s.Known:
+		p.Reason = "the model server has not answered yet"
+	case primary:
+		p.Reason = "it is not the primary (" + s.Phase + ")"
+	case s.Stopping:
+		p.Reason = "the node is stopping"
+	case !ready:
+		p.Reason = "the model server is " + s.Status.State.String() + ": " + s.Status.Reason
+	default:
+		p.OK, p.Reason = true, "it is a ready standby"
 	}
 	writeProbe(w, p)
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hastate/hastate"
-	"github.com/hastate/hastate/fsm"
 	"github.com/hastate/hastate/internal/coordinate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
@@ -129,8 +128,8 @@ func (n *Node) ensureCluster(ctx context.Context) error {
 // expire proposes the removal of sessions and writers whose time has passed on
 // this leader's clock, counted afresh from its takeover: late, never early.
 func (n *Node) expire(ctx context.Context) error {
-	expiry := fsm.NewExpiry(n.machine, n.cfg.Clock)
-	defer expiry.Close()
+	n.expiry.Reset(n.cfg.Clock.Now())
+	defer n.expiry.Stop()
 	tick := time.NewTicker(expireInterval)
 	defer tick.Stop()
 	for {
@@ -140,7 +139,7 @@ func (n *Node) expire(ctx context.Context) error {
 		case <-tick.C:
 		}
 		for {
-			due := expiry.Due(n.cfg.Clock.Now(), maxExpire)
+			due := n.expiry.Due(n.cfg.Clock.Now(), maxExpire)
 			if due == nil || len(due.GetSessions())+len(due.GetClients()) == 0 {
 				break
 			}

@@ -61,7 +61,8 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descStalled, n.logs.Stalled().Seconds())
 	gauge(descReady, number(ready))
 	for group, h := range n.holders {
-		gauge(descPrimary, number(h.Status().Primary), group)
+		_, serves := h.Primary()
+		gauge(descPrimary, number(serves), group)
 	}
 	for _, g := range n.machine.Groups() {
 		gauge(descEpoch, float64(g.GetEpoch()), g.GetName())

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/hastate/hastate/fsm"
+	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/api"
 	"github.com/hastate/hastate/internal/coordinate"
 	"github.com/hastate/hastate/internal/holder"
@@ -43,6 +44,7 @@ type Node struct {
 	identity  *identity
 	logs      *logstore.Store
 	machine   *fsm.Machine
+	expiry    *fsm.Expiry
 	snapshots *snapshot.Store
 	transport *transport.Transport
 	raft      *raft.Raft
@@ -54,6 +56,10 @@ type Node struct {
 	members  *member.Membership
 	peers    *peers
 	holders  map[string]*holder.Holder
+	// instances are the model servers beside this node, closed with it.
+	instances []instance.Instance
+	// notify is what raft says of leadership; see watchLeadership.
+	notify chan bool
 	services *api.Services
 	metrics  *metrics
 
@@ -107,7 +113,8 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, bootID: hex.EncodeToString(boot[:]), started: time.Now(),
 		problems: map[string]string{}, progress: map[string]progress{}, holders: map[string]*holder.Holder{},
-		halt: make(chan error, 1), leadership: leadership{wake: make(chan struct{}, 1)},
+		notify: make(chan bool, 8),
+		halt:   make(chan error, 1), leadership: leadership{wake: make(chan struct{}, 1)},
 	}
 	for _, step := range []func() error{n.openData, n.bind, n.openRaft, n.openServices} {
 		if err := step(); err != nil {
@@ -237,7 +244,6 @@ func (n *Node) Run(ctx context.Context) error {
 	start("leadership", n.followLeadership)
 	start("propose", n.proposer.Run)
 	start("read", n.reads.Run)
-	start("raft", n.watchRaft)
 	start("join", n.enter)
 	start("kick", n.kick)
 	start("watchdog", n.watchdog)
@@ -279,7 +285,7 @@ func (n *Node) leave(ctx context.Context) {
 	var g errgroup.Group
 	for group, h := range n.holders {
 		g.Go(func() error {
-			if err := h.Handoff(ctx); err != nil {
+			if err := h.Handoff(ctx, handoffDrain); err != nil {
 				n.log.Warn("hand over primaryship", "group", group, "err", err)
 			}
 			return nil
@@ -289,13 +295,17 @@ func (n *Node) leave(ctx context.Context) {
 	if n.raft.State() != raft.Leader {
 		return
 	}
-	if err := n.members.Transfer(ctx, ""); err != nil {
+	if _, err := n.members.Transfer(ctx, ""); err != nil {
 		n.log.Warn("hand over leadership", "err", err)
 	}
 }
 
-// leaveTimeout bounds an orderly stop.
-const leaveTimeout = 15 * time.Second
+const (
+	// leaveTimeout bounds an orderly stop, handoffDrain the wait for running work
+	// in it.
+	leaveTimeout = 15 * time.Second
+	handoffDrain = 10 * time.Second
+)
 
 func (n *Node) serveGRPC(context.Context) error {
 	if err := n.grpcServer.Serve(n.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

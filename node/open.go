@@ -3,7 +3,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -41,10 +40,10 @@ func (n *Node) openData() error {
 	}
 	if n.machine, err = fsm.Open(fsm.Options{
 		Path: filepath.Join(dir, "state.db"), Clock: n.cfg.Clock, Logger: n.log, Halt: n.fail,
-		SessionValueBytes: n.cfg.MaxSessionBytes,
 	}); err != nil {
 		return err
 	}
+	n.expiry = fsm.NewExpiry(n.machine, n.cfg.Clock)
 	if n.snapshots, err = snapshot.Open(snapshot.Options{
 		Dir: filepath.Join(dir, "snapshots"), Source: source{n.machine}, Logger: n.log, OnReceived: n.logs.ReplaceTerm,
 	}); err != nil {
@@ -190,12 +189,6 @@ func (n *Node) addressOf(id raft.ServerID) string {
 		return ""
 	}
 	return address
-}
-
-// watchRaft reports that raft ended by itself.
-func (n *Node) watchRaft(ctx context.Context) error {
-	<-ctx.Done() // raft has no channel for it; the log store and the state machine call fail
-	return nil
 }
 
 // Close releases what Open took, in the reverse order, and waits. It is called

@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/node"
 )
@@ -40,7 +39,6 @@ type options struct {
 	Join            []string          `yaml:"join"`
 	Replica         bool              `yaml:"replica"`
 	Profile         string            `yaml:"profile"`
-	MaxSessionBytes int               `yaml:"max_session_bytes"`
 	AllowPlaintext  bool              `yaml:"allow_plaintext"`
 	TLS             tlsOptions        `yaml:"tls"`
 	Snapshot        snapshotOptions   `yaml:"snapshot"`
@@ -87,7 +85,7 @@ type tagOptions struct {
 func defaultOptions() options {
 	return options{
 		Listen: "127.0.0.1:7001", HTTPListen: "127.0.0.1:7101", Join: []string{},
-		Profile: election.Lan.Name, MaxSessionBytes: hastate.DefaultSessionValueBytes,
+		Profile: election.Lan.Name,
 		Snapshot: snapshotOptions{
 			Interval:  node.DefaultSnapshotPolicy.Interval,
 			Threshold: node.DefaultSnapshotPolicy.Threshold,
@@ -109,7 +107,6 @@ func bindFlags(fs *pflag.FlagSet, o *options, in *instanceOptions) {
 	fs.Var(&listValue{&o.Join}, "join", "gRPC addresses of other nodes, comma-separated")
 	fs.BoolVar(&o.Replica, "replica", o.Replica, "join without a vote")
 	fs.StringVar(&o.Profile, "profile", o.Profile, "timeouts: fast, lan or wan; the same on every node")
-	fs.IntVar(&o.MaxSessionBytes, "max-session-bytes", o.MaxSessionBytes, "largest session value")
 	fs.BoolVar(&o.AllowPlaintext, "allow-plaintext", o.AllowPlaintext, "serve and dial without TLS off loopback")
 	fs.StringVar(&o.TLS.Cert, "tls-cert", o.TLS.Cert, "certificate of this node, PEM")
 	fs.StringVar(&o.TLS.Key, "tls-key", o.TLS.Key, "its key, PEM")

@@ -97,7 +97,7 @@ func nodeConfig(o options, logTo io.Writer) (node.Config, error) {
 	cfg := node.Config{
 		NodeID: o.NodeID, DataDir: o.DataDir, Listen: o.Listen, Advertise: o.Advertise, HTTPListen: o.HTTPListen,
 		BootstrapExpect: o.BootstrapExpect, Join: o.Join, Replica: o.Replica, Profile: profile,
-		MaxSessionBytes: o.MaxSessionBytes, AllowPlaintext: o.AllowPlaintext, ServerTLS: server, ClientTLS: client,
+		AllowPlaintext: o.AllowPlaintext, ServerTLS: server, ClientTLS: client,
 		Snapshot: node.SnapshotPolicy{Interval: o.Snapshot.Interval, Threshold: o.Snapshot.Threshold, Trailing: o.Snapshot.Trailing},
 		Version:  build.Version(), Logger: logger,
 	}
