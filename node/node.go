@@ -59,7 +59,7 @@ type Node struct {
 	// instances are the model servers beside this node, closed with it.
 	instances []instance.Instance
 	// notify is what raft says of leadership; see watchLeadership.
-	notify chan bool
+	notify   chan bool
 	services *api.Services
 	metrics  *metrics
 
@@ -359,4 +359,10 @@ func (n *Node) problem(matter string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.problems[matter]
+}
+
+// TransferLeadership hands Raft leadership to another voter. Leader only.
+func (n *Node) TransferLeadership(ctx context.Context, to string) error {
+	_, err := n.members.Transfer(ctx, to)
+	return err
 }
