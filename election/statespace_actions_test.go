@@ -58,7 +58,7 @@ func (c *config) act(s *state, do step) (ok bool, broken string) {
 	case doInstall:
 		return s.install(do.a, do.b), ""
 	case doRestart:
-		return s.restart(do.a), ""
+		return c.restart(s, do.a), ""
 	case doNominate:
 		return c.nominate(s, do.a, do.b, do.c == 1)
 	case doGrant:
@@ -143,20 +143,20 @@ func (c *config) replicate(s *state, i, j uint8) (ok bool, broken string) {
 // install gives j a snapshot of all that i has applied.
 func (s *state) install(i, j uint8) bool {
 	a, b := &s.node[i], &s.node[j]
-	if s.installs == 0 || !a.leads || b.term > a.term || b.base >= a.commit {
+	if s.installs == 0 || !a.leads || b.term > a.term {
 		return false
 	}
 	s.installs--
 	b.term, b.leads = a.term, false
 	b.log, b.age = [logBound]entry{}, [logBound]uint8{}
 	copy(b.log[:a.commit], a.log[:a.commit])
-	b.n, b.commit, b.base = a.commit, a.commit, a.commit
+	b.n = a.commit
 	return true
 }
 
 // restart kills a node with its holder and starts it again: what is on its disk
 // stays, and counts as stored now.
-func (s *state) restart(i uint8) bool {
+func (c *config) restart(s *state, i uint8) bool {
 	if s.restarts == 0 {
 		return false
 	}
@@ -166,7 +166,12 @@ func (s *state) restart(i uint8) bool {
 		s.free(int(i), k)
 	}
 	s.forget(entryGrant, i, 1)
-	*n = node{log: n.log, n: n.n, commit: n.base, base: n.base, term: n.term}
+	*n = node{log: n.log, n: n.n, commit: 1, term: n.term}
+	if c.rules.restartOld {
+		for k := range n.n {
+			n.age[k] = c.stale
+		}
+	}
 	return true
 }
 
@@ -223,7 +228,7 @@ func (n *node) proposal() entry {
 // fenced reports whether a holder has answered that it has fenced itself.
 func (c *config) fenced(s *state, epoch uint8) bool {
 	for i := range s.node {
-		if n := &s.node[i]; n.epoch == epoch && (n.over || c.rules.revive) {
+		if n := &s.node[i]; n.epoch == epoch && n.over {
 			return true
 		}
 	}
@@ -234,14 +239,15 @@ func (c *config) fenced(s *state, epoch uint8) bool {
 // after that was committed.
 func (c *config) open(s *state, i uint8) bool {
 	n := &s.node[i]
-	index := c.accepted(s, s.newestLog(), s.committed, func(e *entry) bool {
-		return e.ref == 1 && e.node == i && (e.kind == entryGrant || e.kind == entryHandover)
+	index := c.accepted(s.newestLog(), s.committed, func(e *entry) bool {
+		return (e.ref == 1 || c.rules.anyNomination && n.consent > 0) && e.node == i &&
+			(e.kind == entryGrant || e.kind == entryHandover)
 	})
-	if index == 0 {
+	if index == 0 || index == n.epoch {
 		return false
 	}
 	q := n.consent - 1
-	if c.rules.lateReading {
+	if c.rules.lateGrantQ {
 		q = 0
 	}
 	for slot := range n.slot {
@@ -255,7 +261,7 @@ func (c *config) open(s *state, i uint8) bool {
 
 // accepted is the index of the newest entry among the first known of a log that
 // is meant and that the state machine accepted; 0 if there is none.
-func (c *config) accepted(s *state, n *node, known uint8, meant func(*entry) bool) uint8 {
+func (c *config) accepted(n *node, known uint8, meant func(*entry) bool) uint8 {
 	for k := known; k > 0; k-- {
 		if meant(&n.log[k-1]) {
 			if _, accepted := n.group(k, &c.rules); accepted {
@@ -304,16 +310,20 @@ func (c *config) ack(s *state, i, slot uint8) bool {
 	}
 	meant := func(e *entry) bool { return e.kind == entryRenew && e.node == i && e.ref == slot+1 }
 	from := s.newestLog()
-	index := c.accepted(s, from, s.committed, meant)
+	index := c.accepted(from, s.committed, meant)
 	for j := range s.node {
 		if l := &s.node[j]; c.rules.earlyAck && index == 0 && l.leads {
-			from, index = l, c.accepted(s, l, l.n, meant)
+			from, index = l, c.accepted(l, l.n, meant)
 		}
 	}
 	if index == 0 {
 		return false
 	}
 	epoch, q := from.log[index-1].epoch, n.slot[slot]&slotAge
+	if c.rules.lateRenewalQ {
+		q = 0
+	}
+	n.over = n.over && !c.rules.revive
 	s.free(int(i), int(slot))
 	c.keep(int(i), n, c.lease(int(i), n).Renewed(uint64(epoch), c.then(int(i), q)), q)
 	return true
@@ -322,7 +332,7 @@ func (c *config) ack(s *state, i, slot uint8) bool {
 // fence lets holder i fence itself, for whatever reason.
 func (c *config) fence(s *state, i uint8) bool {
 	n := &s.node[i]
-	if n.epoch == 0 || n.over || c.rules.revive {
+	if n.epoch == 0 || n.over {
 		return false
 	}
 	c.keep(int(i), n, c.lease(int(i), n).Ended(), n.q)

@@ -56,10 +56,10 @@ type node struct {
 	// age of the entry since this node stored it, in ticks. Only that of an entry
 	// that may be asked for is kept.
 	age [logBound]uint8
-	// n entries are in the log, base of them in the snapshot; a leader has applied
-	// commit of them. What a follower has applied decides nothing: commit is base.
-	n, commit, base, term uint8
-	leads                 bool
+	// n entries are in the log; a leader has applied commit of them. What a follower
+	// has applied decides nothing: commit is 1, as after a restart.
+	n, commit, term uint8
+	leads           bool
 	// The lease: epoch 0 is none. q is the age of its reading.
 	epoch, q uint8
 	over     bool
@@ -91,9 +91,18 @@ type state struct {
 
 // rules switches parts of the protocol off, to see that the model notices.
 type rules struct {
-	noWait, noBarrier, epochCAS, earlyAck, lateReading bool
-	unfencedHandover, revive, foreignRelease           bool
-	holderRate, leaderRate                             bool
+	// The leader does not wait for the lease; not for the barrier; a Grant compares
+	// the epoch alone.
+	noWait, noBarrier, epochCAS bool
+	// A renewal counts when the leader has appended it; q is read when the grant, or
+	// the acknowledgement, arrives; a candidate opens any grant that names it.
+	earlyAck, lateGrantQ, lateRenewalQ, anyNomination bool
+	// A handover is proposed before the holder has fenced itself; a fenced holder
+	// takes up an acknowledgement that is late; anybody releases.
+	unfencedHandover, revive, foreignRelease bool
+	// Neither side, or one of them, allows for the rate of clocks; a restarted node
+	// takes its entries for old.
+	holderRate, leaderRate, restartOld bool
 }
 
 // config is one configuration to explore.
@@ -109,12 +118,14 @@ type config struct {
 	restarts, installs, renewals uint8
 	// slots is how many renewals a holder may have under way.
 	slots int
-	// candidates: the first so many nodes have an instance.
+	// candidates: only the first so many nodes have an instance.
 	candidates uint8
 	// holder: 1 + the node that was granted the group before the search begins.
 	holder    uint8
 	handovers bool
 	rules     rules
+	// only, if set, is the one property to look for.
+	only string
 }
 
 // then is what the clock of node i showed age ticks ago.
@@ -238,7 +249,7 @@ func (c *config) begin() state {
 		if c.holder > 0 {
 			n.log[0] = entry{kind: entryGrant, term: 1, node: c.holder - 1}
 		}
-		n.n, n.commit, n.base, n.term = 1, 1, 1, 1
+		n.n, n.commit, n.term = 1, 1, 1
 	}
 	if c.holder > 0 {
 		c.keep(int(c.holder-1), &s.node[c.holder-1], NewLease("g", 1, c.ttl, c.then(int(c.holder-1), 0)), 0)

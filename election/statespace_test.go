@@ -4,155 +4,93 @@ package election
 
 import (
 	"fmt"
-	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-func name(i uint8) string { return string(rune('A' + i)) }
-
-// grantTooEarly checks, when entry s.committed of n's log has just been committed
-// and is an accepted grant: every renewal that was acknowledged, or can be, has
-// expired.
-func (c *config) grantTooEarly(s *state, n *node) string {
-	g, accepted := n.group(s.committed, &c.rules)
-	if e := n.log[s.committed-1]; !accepted || e.kind != entryGrant && e.kind != entryHandover {
-		return ""
-	}
-	for i := range s.node {
-		h := &s.node[i]
-		l := c.lease(i, h)
-		for k := range h.slot {
-			if c.willCount(n, uint8(i), uint8(k), s.committed) {
-				l = l.Renewed(uint64(h.epoch), c.then(i, h.slot[k]&slotAge))
-			}
-		}
-		if h.epoch < g.epoch && c.valid(i, l) {
-			return fmt.Sprintf("grant: epoch %d is granted to %s while %s can still count on epoch %d", g.epoch, name(g.holder), name(uint8(i)), h.epoch)
-		}
-	}
-	return ""
+// slowHolder is a lease of a slow clock under leaders with fast ones, with a length
+// at which neither side may leave out its allowance for that: at 3 ticks the holder
+// stands at 297 ms and a leader at 303 ms.
+var slowHolder = config{
+	name: "slow holder, fast leaders", rate: [nodes]int64{99, 101, 101}, ttl: 302 * time.Millisecond, stale: 4,
+	terms: 2, entries: 4, renewals: 1, slots: 1, candidates: 2, holder: 1,
 }
 
-// willCount reports whether a holder's renewal under way was accepted before index.
-func (c *config) willCount(n *node, holder, slot, index uint8) bool {
-	for k := range index {
-		if e := n.log[k]; e.kind == entryRenew && e.node == holder && e.ref == slot+1 {
-			_, accepted := n.group(k+1, &c.rules)
-			return accepted
-		}
-	}
-	return false
+// short is the same with a lease of 2 ticks, which leaves room for more actions.
+// 199 ms is the shortest with which a fast leader may grant after 2 ticks.
+func short(name string, change func(*config)) config {
+	c := slowHolder
+	c.name, c.ttl, c.stale = name, 199*time.Millisecond, 3
+	change(&c)
+	return c
 }
 
-// check is the properties of a state.
-func (c *config) check(s *state) string {
-	holder := -1
-	for i := range s.node {
-		n := &s.node[i]
-		if n.epoch == 0 || !c.valid(i, c.lease(i, n)) {
-			continue
-		}
-		if holder >= 0 {
-			return fmt.Sprintf("G1: both %s (epoch %d) and %s (epoch %d) hold a valid lease",
-				name(uint8(holder)), s.node[holder].epoch, name(uint8(i)), n.epoch)
-		}
-		holder = i
-		if n.epoch < s.newest {
-			return fmt.Sprintf("epochs: %s acts under epoch %d after epoch %d was in use", name(uint8(i)), n.epoch, s.newest)
-		}
-	}
-	for i := 1; i < nodes; i++ {
-		a, b := &s.node[0], &s.node[i]
-		for k := range min(a.commit, b.commit) {
-			if a.log[k] != b.log[k] {
-				return fmt.Sprintf("model: committed entries %d differ", k+1)
-			}
-		}
-	}
-	return ""
-}
-
-// next is all that can happen in s.
-func (c *config) next(s *state, emit func(step, *state, string)) {
-	for _, do := range all {
-		t := *s
-		ok, broken := c.act(&t, do)
-		if !ok {
-			continue
-		}
-		for i := range t.node {
-			if n := &t.node[i]; n.epoch > t.newest && c.valid(i, c.lease(i, n)) {
-				t.newest = n.epoch
-			}
-			if broken == "" && t.node[i].commit > s.node[i].commit {
-				broken = c.wentBack(i, &s.node[i], &t.node[i])
-			}
-		}
-		c.tidy(&t)
-		emit(do, &t, broken)
-	}
-}
-
-// wentBack checks that the epoch of a node's group grows.
-func (c *config) wentBack(i int, before, after *node) string {
-	b, _ := before.group(before.commit, &c.rules)
-	a, _ := after.group(after.commit, &c.rules)
-	if a.epoch < b.epoch {
-		return fmt.Sprintf("epochs: that of %s went back from %d to %d", name(uint8(i)), b.epoch, a.epoch)
-	}
-	return ""
-}
-
-func (c *config) model() model[state] {
-	return model[state]{start: c.begin(), next: c.next, check: c.check, tell: c.tell}
-}
-
-// tell puts an action into words.
-func (c *config) tell(do step, s *state) string {
-	a, b := name(do.a), name(do.b)
-	n := &s.node[do.a]
-	switch do.kind {
-	case doTick:
-		return "a tick passes"
-	case doElect:
-		return fmt.Sprintf("%s is elected with the vote of %s and appends its barrier as entry %d", a, b, n.n+1)
-	case doReplicate:
-		return fmt.Sprintf("%s replicates its %d entries to %s", a, n.n, b)
-	case doInstall:
-		return fmt.Sprintf("%s sends %s a snapshot of %d entries", a, b, n.commit)
-	case doRestart:
-		return a + " restarts"
-	case doNominate:
-		return fmt.Sprintf("leader %s nominates %s (handover: %v), which reads its clock and consents", a, b, do.c == 1)
-	case doGrant:
-		return fmt.Sprintf("leader %s appends the grant to %s as entry %d, if epoch %d and last renewal %d", a, name(n.pending-1), n.n+1, n.ifEpoch, n.ifRenew)
-	case doOpen:
-		return a + " hears of its grant and opens its lease"
-	case doSendRenewal:
-		return a + " reads its clock and sends a renewal"
-	case doAppendRenewal:
-		return fmt.Sprintf("leader %s appends a renewal of %s as entry %d", a, b, n.n+1)
-	case doAck:
-		return fmt.Sprintf("%s is told that its renewal counts, %d ticks after it read its clock", a, n.slot[do.b]&slotAge)
-	case doFence:
-		return a + " fences itself"
-	default:
-		return fmt.Sprintf("leader %s appends the release of %s as entry %d", a, b, n.n+1)
-	}
-}
-
+// TestStateSpace_LogIsTheLease visits every state of small configurations: see
+// statespace_model_test.go. What a configuration is small in is its name.
 func TestStateSpace_LogIsTheLease(t *testing.T) {
-	total := 0
-	for _, c := range []config{
-		{name: "a slow holder under fast leaders", stale: 4, rate: [nodes]int64{99, 101, 101}, ttl: 302 * time.Millisecond,
-			terms: 2, entries: 5, renewals: 1, slots: 1, candidates: 2, holder: 1},
-	} {
-		start := time.Now()
-		f := explore(c.model(), 5_000_000)
-		hold(t, c.name, f, time.Since(start))
-		total += f.states
+	configs := []config{
+		slowHolder,
+		short("an empty group", func(c *config) { c.holder = 0 }),
+		short("two renewals at a time", func(c *config) { c.slots, c.renewals, c.candidates = 2, 2, 1 }),
+		short("three terms", func(c *config) { c.terms, c.holder = 3, 2 }),
+		short("a restart", func(c *config) { c.restarts, c.entries = 1, 3 }),
+		short("a snapshot", func(c *config) { c.installs, c.entries = 1, 3 }),
+		short("handovers", func(c *config) { c.handovers = true }),
 	}
-	fmt.Printf("state space of the lease protocol: %d distinct states, no violation\n", total)
-	_ = strings.Join
+	var total atomic.Int64
+	t.Run("configurations", func(t *testing.T) {
+		for _, c := range configs {
+			if reduced(t) {
+				c.entries = 3
+			}
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				start := time.Now()
+				f := explore(c.model(), 4_000_000)
+				if f.broken == "" && !f.exhausted {
+					t.Fatalf("%d states and no end: the bounds are too wide", f.states)
+				}
+				hold(t, c.name, f, time.Since(start))
+				total.Add(int64(f.states))
+			})
+		}
+	})
+	fmt.Printf("lease protocol: %d distinct states visited, all there are within the bounds\n", total.Load())
+	if !reduced(t) && !t.Failed() && total.Load() < 1_000_000 {
+		t.Fatalf("only %d states: the model has lost actions", total.Load())
+	}
+}
+
+// reduced asks for less work.
+func reduced(*testing.T) bool { return testing.Short() || raceEnabled }
+
+func TestStateSpace_MutantsRefuted(t *testing.T) {
+	const g1 = "G1"
+	for _, m := range []struct {
+		name  string
+		want  string
+		alter func(*config)
+	}{
+		{"no wait for the lease", g1, func(c *config) { c.rules.noWait = true }},
+		{"grant compares no renewal", g1, func(c *config) { c.rules.epochCAS = true }},
+		{"no barrier", "view", func(c *config) { c.rules.noBarrier = true }},
+		{"renewal counts before commit", g1, func(c *config) { c.rules.earlyAck = true }},
+		{"no consent, q read at the grant", g1, func(c *config) { c.rules.lateGrantQ = true }},
+		{"q read at the acknowledgement", g1, func(c *config) { c.rules.lateRenewalQ = true }},
+		{"nomination not compared", g1, func(c *config) { c.rules.anyNomination = true }},
+		{"handover without fence", g1, func(c *config) { c.rules.unfencedHandover, c.handovers = true, true }},
+		{"fence is not final", g1, func(c *config) { c.rules.revive = true }},
+		{"released by others", g1, func(c *config) { c.rules.foreignRelease = true }},
+		{"holder ignores the clock rate", g1, func(c *config) { c.rules.holderRate, c.ttl = true, 299*time.Millisecond }},
+		{"leader ignores the clock rate", g1, func(c *config) { c.rules.leaderRate = true }},
+		{"restart takes entries for old", g1, func(c *config) { c.rules.restartOld, c.restarts = true, 1 }},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			c := slowHolder
+			c.only = m.want
+			m.alter(&c)
+			refute(t, explore(c.model(), 3_000_000), m.want)
+		})
+	}
 }

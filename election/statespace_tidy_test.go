@@ -35,7 +35,7 @@ func (c *config) tidyRaft(s *state, i int, renew uint8) {
 	// A leader whom nobody can follow any more never commits anything.
 	n.leads = n.leads && (x.term <= n.term || y.term <= n.term)
 	if !n.leads {
-		n.commit = n.base
+		n.commit = 1
 	}
 	asks := n.leads || max(n.term, min(x.term, y.term)) < c.terms
 	for k := range n.log {
@@ -73,7 +73,7 @@ func (c *config) tidyHolder(s *state, i int, epoch uint8) {
 		// Its renewals are refused.
 		n.epoch, n.over = 0, false
 	}
-	if n.epoch == 0 || n.over {
+	if n.epoch == 0 || n.over && !c.rules.revive {
 		// No acknowledgement changes it.
 		n.q = 0
 		for k := range n.slot {
