@@ -152,7 +152,21 @@ func startNode(t *testing.T, id string, cluster *fakeCluster) *fakeNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &fakeNode{id: id, addr: listener.Addr().String(), cluster: cluster, server: grpc.NewServer(), calls: make(map[string]int)}
+	n := &fakeNode{id: id, addr: listener.Addr().String(), cluster: cluster, calls: make(map[string]int)}
+	n.server = grpc.NewServer(
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if err := n.block(ctx); err != nil {
+				return nil, err
+			}
+			return handle(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			if err := n.block(stream.Context()); err != nil {
+				return err
+			}
+			return handle(srv, stream)
+		}),
+	)
 	pb.RegisterClusterServiceServer(n.server, n)
 	pb.RegisterGroupServiceServer(n.server, n)
 	pb.RegisterSessionServiceServer(n.server, n)
@@ -183,29 +197,37 @@ func (n *fakeNode) called(method string) int {
 	return n.calls[method]
 }
 
-// enter counts a call; a hung node never gets further.
-func (n *fakeNode) enter(ctx context.Context, method string) bend {
+// block holds a call on a hung node until its caller gives up.
+func (n *fakeNode) block(ctx context.Context) error {
 	n.mu.Lock()
-	n.calls[method]++
-	hung, b := n.hung, n.bend
+	hung := n.hung
 	n.mu.Unlock()
-	if hung {
-		<-ctx.Done()
+	if !hung {
+		return nil
 	}
-	return b
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// enter counts a call.
+func (n *fakeNode) enter(method string) bend {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls[method]++
+	return n.bend
 }
 
 func (n *fakeNode) header() *pb.ReplyHeader {
 	return &pb.ReplyHeader{ClusterId: n.cluster.id, NodeId: n.id}
 }
 
-func (n *fakeNode) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
-	n.enter(ctx, "Status")
+func (n *fakeNode) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	n.enter("Status")
 	return &pb.StatusResponse{Header: n.header()}, nil
 }
 
-func (n *fakeNode) GetPrimary(ctx context.Context, req *pb.GetPrimaryRequest) (*pb.GetPrimaryResponse, error) {
-	if b := n.enter(ctx, "GetPrimary"); b.getPrimary != nil {
+func (n *fakeNode) GetPrimary(_ context.Context, req *pb.GetPrimaryRequest) (*pb.GetPrimaryResponse, error) {
+	if b := n.enter("GetPrimary"); b.getPrimary != nil {
 		return b.getPrimary()
 	}
 	p, _, _ := n.cluster.snapshot()
@@ -216,7 +238,7 @@ func (n *fakeNode) GetPrimary(ctx context.Context, req *pb.GetPrimaryRequest) (*
 }
 
 func (n *fakeNode) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.WatchResponse]) error {
-	if b := n.enter(stream.Context(), "Watch"); b.watch != nil {
+	if b := n.enter("Watch"); b.watch != nil {
 		return b.watch(req, stream)
 	}
 	n.cluster.mu.Lock()
@@ -247,8 +269,8 @@ func (n *fakeNode) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer
 	}
 }
 
-func (n *fakeNode) OpenClient(ctx context.Context, _ *pb.OpenClientRequest) (*pb.OpenClientResponse, error) {
-	if b := n.enter(ctx, "OpenClient"); b.openClient != nil {
+func (n *fakeNode) OpenClient(_ context.Context, _ *pb.OpenClientRequest) (*pb.OpenClientResponse, error) {
+	if b := n.enter("OpenClient"); b.openClient != nil {
 		if err := b.openClient(); err != nil {
 			return nil, hastate.ToStatus(err)
 		}
@@ -262,13 +284,13 @@ func (n *fakeNode) OpenClient(ctx context.Context, _ *pb.OpenClientRequest) (*pb
 }
 
 func (n *fakeNode) Pipeline(stream grpc.BidiStreamingServer[pb.PipelineRequest, pb.PipelineResponse]) error {
-	n.enter(stream.Context(), "Pipeline")
+	n.enter("Pipeline")
 	for {
 		msg, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		b := n.enter(stream.Context(), "PipelineMessage")
+		b := n.enter("PipelineMessage")
 		resp := &pb.PipelineResponse{Header: n.header()}
 		for _, item := range msg.GetItems() {
 			apply := func() *pb.PipelineResult { return n.cluster.apply(item) }
@@ -291,8 +313,8 @@ func (n *fakeNode) Pipeline(stream grpc.BidiStreamingServer[pb.PipelineRequest, 
 	}
 }
 
-func (n *fakeNode) Get(ctx context.Context, req *pb.GetRequest) (*pb.GetResponse, error) {
-	n.enter(ctx, "Get")
+func (n *fakeNode) Get(_ context.Context, req *pb.GetRequest) (*pb.GetResponse, error) {
+	n.enter("Get")
 	n.cluster.mu.Lock()
 	defer n.cluster.mu.Unlock()
 	s, ok := n.cluster.sessions[req.GetId()]
@@ -302,8 +324,8 @@ func (n *fakeNode) Get(ctx context.Context, req *pb.GetRequest) (*pb.GetResponse
 	return &pb.GetResponse{Header: n.header(), Session: s}, nil
 }
 
-func (n *fakeNode) List(ctx context.Context, req *pb.ListRequest) (*pb.ListResponse, error) {
-	n.enter(ctx, "List")
+func (n *fakeNode) List(_ context.Context, req *pb.ListRequest) (*pb.ListResponse, error) {
+	n.enter("List")
 	n.cluster.mu.Lock()
 	defer n.cluster.mu.Unlock()
 	var ids []string
@@ -325,7 +347,7 @@ func (n *fakeNode) List(ctx context.Context, req *pb.ListRequest) (*pb.ListRespo
 }
 
 func (n *fakeNode) WatchSessions(req *pb.WatchSessionsRequest, stream grpc.ServerStreamingServer[pb.WatchSessionsResponse]) error {
-	n.enter(stream.Context(), "WatchSessions")
+	n.enter("WatchSessions")
 	after := req.GetAfterRevision()
 	c := n.cluster
 	for {

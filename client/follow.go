@@ -76,7 +76,7 @@ func (c *Client) follow(ctx context.Context, what string, stream func(ctx contex
 		if lasting(err) {
 			return err
 		}
-		c.log.Info("watch broke, following on at another node", "watch", what, "endpoint", ep.addr, "error", err)
+		c.log.Warn("watch broke, following on at another node", "watch", what, "endpoint", ep.addr, "error", err)
 		c.pool.blame(ep, err)
 		if g.heard {
 			back.reset()

@@ -269,7 +269,7 @@ func (w *writer) run(ctx context.Context) {
 		w.requeue()
 		w.last = err
 		w.mu.Unlock()
-		w.c.log.Info("session stream broke, sending again at another node", "endpoint", ep.addr, "error", err)
+		w.c.log.Warn("session stream broke, sending again at another node", "endpoint", ep.addr, "error", err)
 		w.c.pool.blame(ep, err)
 		if answered {
 			back.reset()
