@@ -227,3 +227,15 @@ func (m *Machine) Models(name string) ([]*pb.ModelVersion, []*pb.ModelAlias) {
 
 // Members returns the members in order of node id.
 func (m *Machine) Members() []*pb.Member { return many[*pb.Member](m, tableMembers, "") }
+
+// Records counts the records of the state: sessions, groups, instances, models
+// and so on.
+func (m *Machine) Records() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	n := 0
+	for _, rows := range m.state.counts.tables {
+		n += rows
+	}
+	return n
+}

@@ -45,7 +45,7 @@ func (n *Node) openData() error {
 	}
 	n.expiry = fsm.NewExpiry(n.machine, n.cfg.Clock)
 	if n.snapshots, err = snapshot.Open(snapshot.Options{
-		Dir: filepath.Join(dir, "snapshots"), Source: source{n.machine}, Logger: n.log, OnReceived: n.logs.ReplaceTerm,
+		Dir: filepath.Join(dir, "snapshots"), Source: source{n.machine}, Logger: n.log, OnReceived: n.logs.ForgetDivergent,
 	}); err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (n *Node) openProposals() error {
 	if n.reads, err = readindex.New(readindex.NodeConfig{Raft: n.raft, Peers: n.transport, Leader: leader, State: n.machine, Address: n.addressOf}); err != nil {
 		return err
 	}
-	n.members, err = member.New(member.Config{})
+	n.members, err = member.New(member.Config{Raft: n.raft})
 	return err
 }
 

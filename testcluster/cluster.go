@@ -76,6 +76,8 @@ type Member struct {
 	node    *node.Node
 	cancel  context.CancelFunc
 	done    chan error
+	// waited: the test has seen how Run ended.
+	waited bool
 }
 
 // New starts a cluster and registers the checks for when the test has ended.
@@ -208,8 +210,14 @@ func (m *Member) Crash() {
 
 var errCrash = errors.New("crashed by the test")
 
-// Wait returns how Run ended.
+// Wait returns how Run ended; the test is then answerable for its error.
 func (m *Member) Wait() error {
+	m.cluster.tb.Helper()
+	m.waited = true
+	return m.wait()
+}
+
+func (m *Member) wait() error {
 	m.cluster.tb.Helper()
 	select {
 	case err := <-m.done:
@@ -222,7 +230,10 @@ func (m *Member) Wait() error {
 }
 
 func (m *Member) end() error {
-	err := m.Wait()
+	err := m.wait()
+	if m.waited {
+		err, m.waited = nil, false
+	}
 	m.cluster.monitor.set(m, nil)
 	err = errors.Join(err, m.node.Close())
 	m.node = nil

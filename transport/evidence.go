@@ -16,6 +16,8 @@ import (
 type evidence struct {
 	mu    sync.Mutex
 	peers map[raft.ServerID]answered // guarded by mu
+	// news is closed and replaced at every answer in a term. Guarded by mu.
+	news chan struct{}
 }
 
 // answered is what is known of one peer.
@@ -30,7 +32,7 @@ type answered struct {
 }
 
 func newEvidence() *evidence {
-	return &evidence{peers: make(map[raft.ServerID]answered)}
+	return &evidence{peers: make(map[raft.ServerID]answered), news: make(chan struct{})}
 }
 
 // heard notes that a request sent at sentAt was answered, whatever the answer.
@@ -64,6 +66,15 @@ func (e *evidence) appended(id raft.ServerID, asked, told uint64, sentAt clock.I
 		a.sentAt = sentAt
 	}
 	e.peers[id] = a
+	close(e.news)
+	e.news = make(chan struct{})
+}
+
+// next is closed at the next answer in a term.
+func (e *evidence) next() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.news
 }
 
 func (e *evidence) lastAnswered(id raft.ServerID) (clock.Instant, bool) {

@@ -82,6 +82,10 @@ type RaftState interface {
 // request's term for the present one.
 func (t *Transport) Bind(r RaftState) { t.watch.bind(r) }
 
+// Answered returns a channel that is closed at the next answer to an append in a
+// term: then QuorumSentAt may have grown. Get it before asking.
+func (t *Transport) Answered() <-chan struct{} { return t.evidence.next() }
+
 // QuorumSentAt returns the latest t such that a majority of the voters answered,
 // in this term, an append or heartbeat that was sent at or after t. This node
 // counts with the present time if it is among the voters. False means that there
