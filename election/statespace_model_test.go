@@ -24,7 +24,11 @@ import (
 // the committed prefixes agree is checked in every state.
 //
 // The decisions are the real ones: Decide with LeaseWait, NewLease, Renewed,
-// Ended, ValidAt.
+// Ended, ValidAt. The state machine's rules are a copy (groupRecord.apply).
+//
+// A holder hears of a commit at any time after it, from whomever, so that it counts
+// on it as early as can be. statespace_tidy_test.go says what is left out because it
+// makes no difference.
 const (
 	nodes    = 3
 	logBound = 6

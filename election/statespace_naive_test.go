@@ -296,12 +296,5 @@ func TestStateSpace_NaiveRuleRefuted(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no hole", func(t *testing.T) {
-		start := time.Now()
-		f := explore(naive{}.model(), 2_000_000)
-		if f.broken == "" && !f.exhausted {
-			t.Fatalf("%d states and no end", f.states)
-		}
-		hold(t, "no hole", f, time.Since(start))
-	})
+	t.Run("no hole", func(t *testing.T) { hold(t, naive{}.model(), 2_000_000) })
 }
