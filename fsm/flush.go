@@ -74,6 +74,7 @@ func (m *Machine) flush() error {
 	if err != nil || b == nil {
 		return err
 	}
+	m.progress.wake() // Apply has room again.
 	if err := m.write(db, b); err != nil {
 		return m.halt(fmt.Errorf("flush the state to %s: %w", m.opts.Path, err))
 	}

@@ -51,11 +51,7 @@ func (m *Machine) Restore(rc io.ReadCloser) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("restore the state: %w", err), removeStale(temp))
 	}
-	if h.GetIndex() > found.meta.applied {
-		// The entries between are Raft's own: no-ops and barriers.
-		found.meta.applied, found.meta.term = h.GetIndex(), h.GetTerm()
-	}
-	return m.replace(db, found, temp)
+	return m.replace(db, found, h, temp)
 }
 
 // receive writes a state file aside and opens it.
@@ -118,7 +114,7 @@ func checkHeader(h *pb.ArchiveHeader, found meta) error {
 }
 
 // replace puts the received file in the place of the current one.
-func (m *Machine) replace(db *bolt.DB, found contents, temp string) error {
+func (m *Machine) replace(db *bolt.DB, found contents, h *pb.ArchiveHeader, temp string) error {
 	m.flushing.Lock()
 	defer m.flushing.Unlock()
 	m.mu.RLock()
@@ -137,6 +133,11 @@ func (m *Machine) replace(db *bolt.DB, found contents, temp string) error {
 	m.mu.Lock()
 	old := m.db
 	m.adopt(db, found)
+	if h.GetIndex() > m.applied {
+		// The entries between are Raft's own, no-ops and barriers: the state
+		// includes them. The next flush writes it down.
+		m.applied, m.term = h.GetIndex(), h.GetTerm()
+	}
 	m.ring.reset(m.state.revision)
 	if m.expiry != nil {
 		m.expiry.restart()
