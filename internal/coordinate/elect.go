@@ -145,7 +145,7 @@ func (c *Coordinator) grant(ctx context.Context, g *pb.Group, ch choice, d elect
 		Nomination: number, Kind: kind, Reason: cut(reason), DetectedBy: by,
 		DetectMs: uint64(max(detect, 0).Milliseconds()), GrantMs: uint64(max(now.Sub(since), 0).Milliseconds()),
 	}
-	epoch, err := c.propose(ctx, g, &pb.Command{Op: &pb.Command_Grant{Grant: cmd}})
+	epoch, err := c.propose(ctx, g, number, &pb.Command{Op: &pb.Command_Grant{Grant: cmd}})
 	if err != nil {
 		return 0, err
 	}
@@ -155,8 +155,9 @@ func (c *Coordinator) grant(ctx context.Context, g *pb.Group, ch choice, d elect
 }
 
 // propose brings a Grant or Handover of g to the log and returns the new epoch;
-// errMoved if the compare-and-set found another record.
-func (c *Coordinator) propose(ctx context.Context, g *pb.Group, cmd *pb.Command) (uint64, error) {
+// errMoved if the compare-and-set found another record. If the outcome is unknown
+// it looks for a while whether the grant with that nomination shows up.
+func (c *Coordinator) propose(ctx context.Context, g *pb.Group, number uint64, cmd *pb.Command) (uint64, error) {
 	// Later than this the candidate's lease would be over before it began.
 	limited, cancel := context.WithTimeout(ctx, time.Duration(c.ttlMS(g))*time.Millisecond)
 	defer cancel()
@@ -173,7 +174,21 @@ func (c *Coordinator) propose(ctx context.Context, g *pb.Group, cmd *pb.Command)
 		}
 		return 0, hastate.FromResult(res, g.GetName(), g.GetEpoch())
 	}
-	return 0, fmt.Errorf("propose for group %q: %w", g.GetName(), err)
+	err = fmt.Errorf("propose for group %q: %w", g.GetName(), err)
+	limited, cancel = context.WithTimeout(ctx, c.cfg.Profile.Heartbeat)
+	defer cancel()
+	for {
+		changed := c.cfg.State.Changed()
+		if now, _ := c.cfg.State.Group(g.GetName()); now.GetEpoch() > g.GetEpoch() {
+			if now.GetNomination() != number {
+				return 0, fmt.Errorf("%w: epoch %d was granted to %s", errMoved, now.GetEpoch(), now.GetHolder())
+			}
+			return now.GetEpoch(), nil
+		}
+		if waitFor(limited, changed, maxSleep) != nil {
+			return 0, err
+		}
+	}
 }
 
 // tell brings the committed grant to its holder sooner than its log does.

@@ -108,6 +108,9 @@ func (c *Coordinator) revoke(ctx context.Context, g *pb.Group, reason string) er
 	if err == nil {
 		err = hastate.FromResult(res, g.GetName(), g.GetEpoch())
 	}
+	if now, _ := c.cfg.State.Group(g.GetName()); err != nil && now.GetEpoch() == g.GetEpoch() && now.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT {
+		return nil // the holder was faster
+	}
 	if err != nil {
 		return fmt.Errorf("failover of group %q: revoke epoch %d of %s: %w; %s", g.GetName(), g.GetEpoch(), g.GetHolder(), err, c.whereNow(g.GetName()))
 	}

@@ -158,7 +158,7 @@ func (c *Coordinator) handover(ctx context.Context, g *pb.Group, ranked []electi
 		if i == 1 {
 			kind = pb.TransitionKind_TRANSITION_KIND_REGRANT
 		}
-		epoch, err := c.propose(ctx, g, &pb.Command{Op: &pb.Command_Handover{Handover: &pb.Handover{
+		epoch, err := c.propose(ctx, g, number, &pb.Command{Op: &pb.Command_Handover{Handover: &pb.Handover{
 			Group: g.GetName(), From: g.GetHolder(), IfEpoch: g.GetEpoch(), To: cand.NodeID, TtlMs: c.ttlMS(g),
 			Nomination: number, Kind: kind, Reason: cut(why), GrantMs: took(),
 		}}})

@@ -116,6 +116,9 @@ func (e evDemoted) apply(m *machine, now clock.Instant) {
 		return
 	}
 	f.demoting = false
+	if isFenced(e.err) {
+		e.err = nil // it serves a newer epoch, so it is silent under this one
+	}
 	switch m.phase {
 	case phaseDraining:
 		if e.err != nil {
