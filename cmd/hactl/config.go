@@ -92,7 +92,7 @@ func (c config) save() error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write the configuration file: %w", err)
 	}
-	if err := writeFile(path, bytes.NewReader(raw)); err != nil {
+	if err := writeFile(path, bytes.NewReader(raw), nil); err != nil {
 		return fmt.Errorf("write the configuration file: %w", err)
 	}
 	return nil
@@ -129,8 +129,9 @@ func (a *app) resolveTarget() (target, error) {
 	return t, nil
 }
 
-// writeFile writes a new file beside path, syncs it and puts it in place.
-func writeFile(path string, content io.Reader) (err error) {
+// writeFile writes a new file beside path, syncs it and, if check finds it good,
+// puts it in place.
+func writeFile(path string, content io.Reader, check func(*os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
@@ -146,6 +147,11 @@ func writeFile(path string, content io.Reader) (err error) {
 	}
 	if err := f.Sync(); err != nil {
 		return err
+	}
+	if check != nil {
+		if err := check(f); err != nil {
+			return err
+		}
 	}
 	if err := f.Close(); err != nil {
 		return err

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/snapshot"
 )
 
 // fakeNode answers as a cluster with one group "chat" would. Some names bring
@@ -46,7 +48,7 @@ func newFakeNode() *fakeNode {
 	return &fakeNode{
 		revision: 70,
 		sessions: make(map[string]*pb.Session),
-		archive:  []byte("archive of the state"),
+		archive:  newArchive(),
 		group: &pb.Group{
 			Name: "chat", Phase: pb.GroupPhase_GROUP_PHASE_SERVING, Holder: "n1", Epoch: 41, TtlMs: 1200, Revision: 68,
 			Policy: &pb.GroupPolicy{TtlMs: 1200, DrainMs: 5000},
@@ -54,6 +56,20 @@ func newFakeNode() *fakeNode {
 		model: &pb.ModelVersion{Ref: &pb.ModelRef{Name: "llama", Version: "v7", Digest: digest}, Engine: "vllm", Uri: "hf:org/llama"},
 		alias: &pb.ModelAlias{Name: "llama", Alias: "champion", Version: "v7"},
 	}
+}
+
+// newArchive is what SaveSnapshot sends.
+func newArchive() []byte {
+	state := bytes.NewBufferString("the state")
+	header := &pb.ArchiveHeader{
+		Format: snapshot.Format, ClusterId: "c-1", Index: 99, Term: 3, Revision: 70, StateBytes: uint64(state.Len()), Backup: true,
+		CreatedUnixMs: time.Date(2026, 3, 1, 2, 0, 0, 0, time.UTC).UnixMilli(), Version: "v0.1.0",
+	}
+	var archive bytes.Buffer
+	if _, err := snapshot.WriteArchive(&archive, header, state); err != nil {
+		panic(err)
+	}
+	return archive.Bytes()
 }
 
 // serve runs the node until the test ends and returns its address.
@@ -411,4 +427,3 @@ func (n *fakeNode) WatchSessions(_ *pb.WatchSessionsRequest, stream grpc.ServerS
 	<-stream.Context().Done()
 	return nil
 }
-

@@ -45,6 +45,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("NOBODY", gone.Addr().String())
 			env.Setenv("HACTL_ENDPOINTS", addr)
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
+			// A process with the race detector otherwise waits a second at its end.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			return gone.Close()
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"code": checkCode},
@@ -69,7 +71,7 @@ func checkCode(ts *testscript.TestScript, _ bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(path, args[2:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), &stdout, &stderr
-	for _, name := range []string{"HOME", "HACTL_ENDPOINTS", "PATH", "XDG_CONFIG_HOME"} {
+	for _, name := range []string{"HOME", "HACTL_ENDPOINTS", "PATH", "XDG_CONFIG_HOME", "GORACE"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}

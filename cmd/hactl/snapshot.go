@@ -53,7 +53,10 @@ func (a *app) saveSnapshot(cmd *cobra.Command, path string) error {
 				return err
 			}
 			archive := &archiveReader{stream: stream}
-			err = writeFile(path, archive)
+			err = writeFile(path, archive, func(f *os.File) error {
+				_, err := checkArchive(f)
+				return err
+			})
 			size = archive.size
 			return err
 		})
@@ -105,7 +108,13 @@ func (a *app) restoreSnapshot(cmd *cobra.Command, path string, yes bool) error {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
 	defer f.Close()
-	if err := a.confirm(yes, fmt.Sprintf("replace the sessions, groups and models of the cluster by those of %s?", path)); err != nil {
+	info, err := checkArchive(f)
+	if err != nil {
+		return fmt.Errorf("restore snapshot %s: %w", path, err)
+	}
+	question := fmt.Sprintf("replace the sessions, groups and models of the cluster by those of %s (cluster %s, revision %d, written %s)?",
+		path, info.Header.GetClusterId(), info.Header.GetRevision(), stamp(info.Header.GetCreatedUnixMs()))
+	if err := a.confirm(yes, question); err != nil {
 		return err
 	}
 	resp, err := call(a, cmd, client.Once, archiveTimeout,

@@ -10,12 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/snapshot"
 )
-
-// inspectArchive reads an archive to its end, checks its sums and returns its
-// header.
-var inspectArchive func(r io.Reader) (*pb.ArchiveHeader, error)
 
 func (a *app) snapshotInspectCmd() *cobra.Command {
 	return &cobra.Command{
@@ -30,22 +26,33 @@ func (a *app) inspectSnapshot(path string) error {
 		return fmt.Errorf("inspect snapshot: %w", err)
 	}
 	defer f.Close()
-	if inspectArchive == nil {
-		return fmt.Errorf("inspect snapshot: this build cannot read archives")
-	}
-	h, err := inspectArchive(bufio.NewReaderSize(f, 1<<20))
+	info, err := checkArchive(f)
 	if err != nil {
-		return adviceError{fmt.Errorf("inspect snapshot %s: %w", path, err), "do not restore this file: take another archive"}
+		return fmt.Errorf("inspect snapshot %s: %w", path, err)
 	}
+	h := info.Header
 	return a.print(h, func(t table) {
 		t.row("CLUSTER", h.GetClusterId())
 		t.row("FORMAT", h.GetFormat())
 		t.row("INDEX", h.GetIndex())
 		t.row("TERM", h.GetTerm())
 		t.row("REVISION", h.GetRevision())
-		t.row("BYTES", h.GetStateBytes())
+		t.row("STATE BYTES", h.GetStateBytes())
+		t.row("FILE BYTES", info.Size)
 		t.row("BACKUP", yesNo(h.GetBackup()))
 		t.row("WRITTEN", stamp(h.GetCreatedUnixMs()))
 		t.row("BY", h.GetVersion())
 	})
+}
+
+// checkArchive reads an archive to its end and checks its sums.
+func checkArchive(f *os.File) (snapshot.Info, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return snapshot.Info{}, err
+	}
+	info, err := snapshot.Inspect(bufio.NewReaderSize(f, archiveChunkBytes))
+	if err != nil {
+		return info, adviceError{err, "do not use this file: take another archive"}
+	}
+	return info, nil
 }

@@ -48,10 +48,12 @@ func (a *app) stream(cmd *cobra.Command, watch func(ctx context.Context, c *clie
 	}
 	defer func() { _ = c.Close() }()
 	// A watch goes on for ever trying: say at once that nobody answers.
-	err = c.Call(cmd.Context(), client.Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+	probe, done := a.within(cmd, client.DefaultTimeout)
+	err = c.Call(probe, client.Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 		_, err := pb.NewClusterServiceClient(cc).Status(ctx, &pb.StatusRequest{})
 		return err
 	})
+	done()
 	if err != nil {
 		return err
 	}
