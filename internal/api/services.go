@@ -129,6 +129,9 @@ func (s *Services) Register(r grpc.ServiceRegistrar) {
 	healthpb.RegisterHealthServer(r, s.health)
 }
 
+// Peer is the service between nodes, for questions that a node asks itself.
+func (s *Services) Peer() pb.PeerServiceServer { return &peerServer{s: s} }
+
 // read makes the local state fit for an answer at the level that was asked for.
 func (s *Services) read(ctx context.Context, level pb.ReadLevel) (local bool, err error) {
 	local, err = wantsLocal(level)
