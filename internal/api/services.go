@@ -129,7 +129,7 @@ func (s *Services) Register(r grpc.ServiceRegistrar) {
 	healthpb.RegisterHealthServer(r, s.health)
 }
 
-// Peer is the PeerService of this node, for calls that need no network.
+// Peer is the service between nodes, for questions that a node asks itself.
 func (s *Services) Peer() pb.PeerServiceServer { return &peerServer{s: s} }
 
 // read makes the local state fit for an answer at the level that was asked for.

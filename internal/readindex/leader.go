@@ -39,8 +39,12 @@ type Evidence interface {
 	// in term, an append that was sent at t or later. The node itself counts as
 	// now if it is one of the voters.
 	QuorumSentAt(term uint64, voters []raft.ServerID) (clock.Instant, bool)
-	// Answered returns a channel that is closed at the next answer, or nil if
-	// answers are not announced.
+}
+
+// Announcer is Evidence that says when it has changed; without it a round looks
+// every millisecond.
+type Announcer interface {
+	// Answered returns a channel that is closed at the next answer.
 	Answered() <-chan struct{}
 }
 
@@ -195,7 +199,10 @@ func (l *Leader) awaitEvidence(ctx context.Context, term uint64, t0 clock.Instan
 	defer tick.Stop()
 	for {
 		// The channel before the look: an answer between the two is not missed.
-		answered := l.cfg.Evidence.Answered()
+		var answered <-chan struct{}
+		if a, ok := l.cfg.Evidence.(Announcer); ok {
+			answered = a.Answered()
+		}
 		if at, ok := l.cfg.Evidence.QuorumSentAt(term, l.voters()); ok && at >= t0 {
 			return nil
 		}
