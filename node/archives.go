@@ -15,28 +15,16 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/hastate/hastate"
-	"github.com/hastate/hastate/fsm"
-	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/snapshot"
 )
 
-// source gives the snapshot store the state file.
-type source struct{ m *fsm.Machine }
-
-// BeginStream flushes the state and begins to read it.
-func (s source) BeginStream() (snapshot.Stream, error) {
-	st, err := s.m.BeginStream()
+// beginStream flushes the state and begins to read it, for the snapshot store.
+func (n *Node) beginStream() (snapshot.Stream, error) {
+	s, err := n.machine.BeginStream()
 	if err != nil {
-		return nil, err
+		return snapshot.Stream{}, err
 	}
-	return stream{st}, nil
-}
-
-// stream gives a StateStream the form that the snapshot store asks for.
-type stream struct{ *fsm.StateStream }
-
-func (s stream) Position() snapshot.Position {
-	return snapshot.Position{Index: s.Index, Term: s.Term, Revision: s.Revision, Size: s.Size, ClusterID: s.ClusterID}
+	return snapshot.Stream{Index: s.Index, Term: s.Term, Revision: s.Revision, Size: s.Size, ClusterID: s.ClusterID, Body: s}, nil
 }
 
 // archives saves and restores the whole state for an operator.
@@ -44,15 +32,13 @@ type archives struct{ n *Node }
 
 // Save writes an archive of the state as this node has applied it.
 func (a archives) Save(_ context.Context, w io.Writer) (err error) {
-	s, err := a.n.machine.BeginStream()
+	s, err := a.n.beginStream()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return snapshot.WriteArchive(w, &pb.ArchiveHeader{
-		ClusterId: s.ClusterID, Index: s.Index, Term: s.Term, Revision: s.Revision, Backup: true,
-		CreatedUnixMs: time.Now().UnixMilli(), Version: a.n.cfg.Version,
-	}, stream{s})
+	defer func() { err = errors.Join(err, s.Body.Close()) }()
+	_, err = snapshot.WriteArchive(w, snapshot.NewHeader(s, true, time.Now(), a.n.cfg.Version), s.Body)
+	return err
 }
 
 // restoreTimeout bounds the wait for raft to take an archive.
@@ -71,25 +57,23 @@ func (a archives) Restore(_ context.Context, r io.Reader) (records uint64, err e
 		return 0, fmt.Errorf("store the archive aside: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
-	size, err := io.Copy(f, r)
-	if err != nil {
+	if _, err := io.Copy(f, r); err != nil {
 		return 0, fmt.Errorf("store the archive aside: %w", err)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return 0, fmt.Errorf("read the archive: %w", err)
 	}
-	header, err := snapshot.Verify(f)
+	info, err := snapshot.Inspect(f)
 	if err != nil {
 		return 0, fmt.Errorf("%w: the archive cannot be used, nothing was changed: %w", hastate.ErrInvalid, err)
 	}
-	if !header.GetBackup() {
+	if !info.Header.GetBackup() {
 		return 0, fmt.Errorf("%w: this archive was made for a transfer between nodes: use one of 'hactl snapshot save'", hastate.ErrInvalid)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return 0, fmt.Errorf("read the archive: %w", err)
 	}
-	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: header.GetIndex(), Term: header.GetTerm(), Size: size}
-	if err := n.raft.Restore(meta, f, restoreTimeout); err != nil {
+	if err := n.raft.Restore(snapshot.RestoreMeta(info), f, restoreTimeout); err != nil {
 		if errors.Is(err, raft.ErrNotLeader) {
 			return 0, n.notLeader()
 		}
@@ -102,14 +86,13 @@ func (a archives) Restore(_ context.Context, r io.Reader) (records uint64, err e
 // interrupted. Raft takes a snapshot on disk as applied without asking the state
 // machine, so this must be done before Raft starts.
 func (n *Node) finishRestore() error {
-	pending, ok, err := n.snapshots.Pending()
-	if err != nil || !ok {
-		return err
+	id, header, ok := n.snapshots.Pending()
+	if !ok {
+		return nil
 	}
-	applied, _ := n.machine.Applied()
-	if n.machine.Flushed() < pending.Index || applied < pending.Index {
-		n.log.Info("finishing the restore of a snapshot", "index", pending.Index)
-		_, rc, err := n.snapshots.Open(pending.ID)
+	if n.machine.Flushed() < header.GetIndex() {
+		n.log.Info("finishing the restore of a snapshot", "index", header.GetIndex())
+		_, rc, err := n.snapshots.Open(id)
 		if err != nil {
 			return err
 		}
@@ -117,7 +100,7 @@ func (n *Node) finishRestore() error {
 			return errors.Join(fmt.Errorf("finish the restore of a snapshot: %w", err), rc.Close())
 		}
 	}
-	return n.snapshots.Restored(pending.Index)
+	return n.snapshots.Restored(header.GetIndex())
 }
 
 // Problems is what is wrong with this node, one line each.

@@ -5,6 +5,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
@@ -45,7 +46,12 @@ func (n *Node) openData() error {
 	}
 	n.expiry = fsm.NewExpiry(n.machine, n.cfg.Clock)
 	if n.snapshots, err = snapshot.Open(snapshot.Options{
-		Dir: filepath.Join(dir, "snapshots"), Source: source{n.machine}, Logger: n.log, OnReceived: n.logs.ForgetDivergent,
+		Dir: filepath.Join(dir, "snapshots"), Source: snapshot.SourceFunc(n.beginStream), Logger: n.log, Version: n.cfg.Version,
+		OnReceived: n.logs.ForgetDivergent,
+		OnInstalled: func(index, term uint64) {
+			n.logs.SnapshotInstalled(index)
+			n.logs.Base(index, term)
+		},
 	}); err != nil {
 		return err
 	}
@@ -66,7 +72,7 @@ func (n *Node) openRaft() error {
 	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
 		return fmt.Errorf("look for earlier state: %w", err)
 	}
-	if n.raft, err = raft.NewRaft(n.raftConfig(), n.machine, n.logs, n.logs, n.snapshots, n.transport); err != nil {
+	if n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, n.logs, n.snapshots, n.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	n.transport.Bind(n.raft)
@@ -144,8 +150,28 @@ func (n *Node) openProposals() error {
 	if n.reads, err = readindex.New(readindex.NodeConfig{Raft: n.raft, Peers: n.transport, Leader: leader, State: n.machine, Address: n.addressOf}); err != nil {
 		return err
 	}
-	n.members, err = member.New(member.Config{Raft: n.raft})
+	n.members, err = member.New(member.Config{
+		ID: raft.ServerID(n.cfg.NodeID), Version: n.cfg.Version, Raft: n.raft, State: n.machine, Proposer: n.proposer,
+		Reach: n.transport, Barrier: n.barrier, Seen: n.seen, Greet: n.helloTo, Address: n.addressOf, Clock: n.cfg.Clock,
+		Heartbeat: n.cfg.Profile.Heartbeat, Logger: n.log,
+	})
 	return err
+}
+
+// machine is the state machine as raft gets it: a snapshot that it has taken over
+// is not kept as a file any longer.
+type machine struct {
+	*fsm.Machine
+	snapshots *snapshot.Store
+}
+
+// Restore takes over a snapshot.
+func (m *machine) Restore(rc io.ReadCloser) error {
+	if err := m.Machine.Restore(rc); err != nil {
+		return err
+	}
+	index, _ := m.Applied()
+	return m.snapshots.Restored(index)
 }
 
 // openHolders attaches the model servers.

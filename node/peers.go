@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/member"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
@@ -102,6 +103,14 @@ func (n *Node) noteProgress(id string, applied uint64, version string) {
 		return
 	}
 	n.progress[id] = progress{applied: applied, at: time.Now(), version: version}
+}
+
+// seen is what membership knows of another node.
+func (n *Node) seen(id raft.ServerID) (member.Seen, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, ok := n.progress[string(id)]
+	return member.Seen{Applied: p.applied, Version: p.version, Age: time.Since(p.at)}, ok
 }
 
 // exchangeInterval is how often nodes tell each other how far they have got.

@@ -65,7 +65,7 @@ func newTextserverCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "textserver", Short: "The small model server of the demo", Hidden: true, DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := textserver.Parse(args)
+			cfg, err := textserver.Parse(args, cmd.OutOrStdout())
 			if err != nil {
 				return usageError{err}
 			}

@@ -53,25 +53,26 @@ func (s *stream) faulted(at time.Time) { s.faultAt = at }
 // there are.
 func (s *stream) run(ctx context.Context, on func(received int) error) error {
 	var failed uint64 // the epoch whose primary failed us
+	last := errors.New("no attempt was made")
 	for {
 		p, err := s.primary(ctx, failed)
 		if err != nil {
-			return fmt.Errorf("find the primary: %w", err)
+			return fmt.Errorf("find the primary: %w (before: %w)", err, last)
 		}
 		done, err := s.follow(ctx, p, on)
 		switch {
 		case done:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("the stream stopped at token %d of %d: %w", len(s.received), tokens, ctx.Err())
+			return fmt.Errorf("the stream stopped at token %d of %d: %w (before: %w)", len(s.received), tokens, ctx.Err(), last)
 		case errors.As(err, new(hookError)):
 			return err
 		}
-		failed = p.Epoch
+		failed, last = p.Epoch, err
 	}
 }
 
-// hookError is an error of the fault itself, not of the stream.
+// hookError is an error that trying again does not mend.
 type hookError struct{ error }
 
 // primary waits for a serving primary. One that has just failed is asked again
@@ -150,7 +151,7 @@ func (s *stream) follow(ctx context.Context, p client.Primary, on func(int) erro
 
 func (s *stream) open(ctx context.Context, p client.Primary) (io.ReadCloser, error) {
 	body, err := json.Marshal(map[string]any{
-		"model": "demo", "stream": true, "max_tokens": tokens,
+		"model": textserver.ModelName, "stream": true, "max_tokens": tokens,
 		"messages": []map[string]string{{"role": "user", "content": prompt}},
 	})
 	if err != nil {
@@ -168,8 +169,13 @@ func (s *stream) open(ctx context.Context, p client.Primary) (io.ReadCloser, err
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024)) // only for the error
 		_ = resp.Body.Close()
-		return nil, fmt.Errorf("%s answered %s", p.NodeID, resp.Status)
+		err := fmt.Errorf("%s answered %s: %s", p.NodeID, resp.Status, text)
+		if resp.StatusCode/100 == 4 {
+			return nil, hookError{err} // no other primary would answer otherwise
+		}
+		return nil, err
 	}
 	return resp.Body, nil
 }
@@ -214,7 +220,15 @@ func (s *stream) gap() time.Duration {
 }
 
 var undisturbed = sync.OnceValues(func() ([]string, error) {
-	return textserver.Complete(seed, prompt, tokens)
+	model, err := textserver.Train()
+	if err != nil {
+		return nil, err
+	}
+	speech, said := model.Speak(seed, "user: "+prompt+"\n"), []string{}
+	for range tokens {
+		said = append(said, speech.Next(said))
+	}
+	return said, nil
 })
 
 // compare counts the tokens that are missing or wrong, and those that came more
