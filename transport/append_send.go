@@ -32,10 +32,10 @@ func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *
 	}
 	ctx, end := t.watch.lead(p.ctx, args.Term)
 	defer end()
-	park, cancel := context.WithTimeoutCause(ctx, t.opts.ParkLimit, errors.New("the peer could not be reached for long"))
+	park, cancel := context.WithTimeoutCause(ctx, t.opts.ParkLimit, errAway)
 	defer cancel()
 	for {
-		if err := p.park(park); err != nil {
+		if err := p.park(park, appendConn); err != nil {
 			return fmt.Errorf("append to node %s: %w", id, err)
 		}
 		err := p.appendParts(ctx, args, resp)
@@ -47,8 +47,12 @@ func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *
 	}
 }
 
-// errNoPeer marks an append that did not reach the peer.
-var errNoPeer = errors.New("the peer cannot be reached")
+var (
+	// errNoPeer marks an append that did not reach the peer.
+	errNoPeer = errors.New("the peer cannot be reached")
+	// errAway ends the wait for a peer.
+	errAway = errors.New("the peer could not be reached for a long time")
+)
 
 func (p *peer) appendParts(ctx context.Context, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	for _, part := range split(args, p.t.opts.SplitBytes) {

@@ -28,6 +28,9 @@ const (
 	connCount
 )
 
+// maxConnectDelay bounds the wait between two attempts to connect.
+const maxConnectDelay = time.Second
+
 // peer is another node: its connections, and whether it can be reached.
 type peer struct {
 	t       *Transport
@@ -71,7 +74,7 @@ func (p *peer) dialOptions(kind int) []grpc.DialOption {
 		grpc.WithTransportCredentials(plaintext(p.t.opts.AllowPlaintext)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return p.dial(ctx, kind) }),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxConnectDelay},
 			MinConnectTimeout: time.Second,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
@@ -192,10 +195,11 @@ func (p *peer) connect() {
 	p.nudge()
 }
 
-// park returns when a call to the peer is worth a try: at once if the peer can be
-// reached as far as is known, else when it answers, calls, or every now and then
-// (it may be that nothing else calls it). The error is why ctx is done.
-func (p *peer) park(ctx context.Context) error {
+// park returns when a call on a connection to the peer is worth a try: at once if
+// the peer can be reached as far as is known, else when it answers, calls, or
+// every now and then (it may be that nothing else calls it). The error is why ctx
+// is done.
+func (p *peer) park(ctx context.Context, kind int) error {
 	interval := max(p.t.opts.Heartbeat/2, time.Millisecond)
 	for {
 		p.mu.Lock()
@@ -216,7 +220,25 @@ func (p *peer) park(ctx context.Context) error {
 		}
 		timer.Stop()
 		if serving && ctx.Err() == nil {
+			p.ready(ctx, kind)
 			return nil
+		}
+	}
+}
+
+// ready waits for a connection, for a while: after a time without a peer it may
+// be between two attempts to connect. gRPC does not show the attempts, only
+// their success.
+func (p *peer) ready(ctx context.Context, kind int) {
+	ctx, cancel := context.WithTimeout(ctx, min(p.t.opts.Heartbeat, maxConnectDelay))
+	defer cancel()
+	conn := p.conns[kind]
+	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+		if state == connectivity.Idle {
+			conn.Connect()
+		}
+		if !conn.WaitForStateChange(ctx, state) {
+			return
 		}
 	}
 }

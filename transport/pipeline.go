@@ -122,7 +122,14 @@ func (l *pipeline) put(f *future, part *raft.AppendEntriesRequest, last bool) er
 	// first: the answer must not come before it.
 	l.inflight <- &message{future: f, term: part.Term, sentAt: l.p.t.opts.Clock.Now(), last: last}
 	if err := l.stream.Send(&pb.AppendPipelineRequest{Append: in}); errors.Is(err, io.EOF) {
-		return errEnded // receive learns the reason
+		// receive learns the reason, at once unless it waits for Raft.
+		late := time.NewTimer(time.Second)
+		defer late.Stop()
+		select {
+		case <-l.ctx.Done():
+		case <-late.C:
+		}
+		return errEnded
 	} else if err != nil {
 		return err
 	}

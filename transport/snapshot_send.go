@@ -11,12 +11,16 @@ import (
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
 // InstallSnapshot implements raft.Transport. It has no total deadline: it may
-// take as long as there is progress.
+// take as long as there is progress. Like an append it waits for a peer that
+// cannot be reached.
 func (t *Transport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if !t.opts.Serving() {
 		return errWithheld
@@ -31,8 +35,11 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, args
 	defer cancel(nil)
 	s := &snapshotSender{p: p, cancel: cancel, size: args.Size}
 
-	sentAt := t.opts.Clock.Now()
-	r, err := s.run(ctx, args, data)
+	stream, sentAt, err := s.open(ctx, args)
+	if err != nil {
+		return err
+	}
+	r, err := s.run(stream, data)
 	if err == nil {
 		err = p.checkSender(r)
 	}
@@ -44,6 +51,8 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, args
 	*resp = *r
 	return nil
 }
+
+type snapshotStream = grpc.ClientStreamingClient[pb.InstallSnapshotRequest, pb.InstallSnapshotResponse]
 
 type snapshotSender struct {
 	p      *peer
@@ -58,20 +67,38 @@ func (s *snapshotSender) within(d time.Duration, what string) (stop func() bool)
 	}).Stop
 }
 
-func (s *snapshotSender) run(ctx context.Context, args *raft.InstallSnapshotRequest, data io.Reader) (*raft.InstallSnapshotResponse, error) {
-	stop := s.within(s.p.t.opts.SnapshotIdle, "open the stream")
-	stream, err := s.p.clients[snapshotConn].InstallSnapshot(ctx)
-	if err == nil {
-		err = stream.Send(&pb.InstallSnapshotRequest{Part: &pb.InstallSnapshotRequest_Header{Header: snapshotRequestToProto(args)}})
+// open starts a stream and sends its header.
+func (s *snapshotSender) open(ctx context.Context, args *raft.InstallSnapshotRequest) (snapshotStream, clock.Instant, error) {
+	park, cancel := context.WithTimeoutCause(ctx, s.p.t.opts.ParkLimit, errAway)
+	defer cancel()
+	for {
+		if err := s.p.park(park, snapshotConn); err != nil {
+			return nil, 0, fmt.Errorf("install a snapshot on node %s: %w", s.p.id, err)
+		}
+		sentAt := s.p.t.opts.Clock.Now()
+		stop := s.within(s.p.t.opts.SnapshotIdle, "open the stream")
+		stream, err := s.p.clients[snapshotConn].InstallSnapshot(ctx)
+		if err == nil {
+			err = stream.Send(&pb.InstallSnapshotRequest{Part: &pb.InstallSnapshotRequest_Header{Header: snapshotRequestToProto(args)}})
+		}
+		stop()
+		if err == nil || errors.Is(err, io.EOF) { // run learns why it has ended
+			return stream, sentAt, nil
+		}
+		away := status.Code(err) == codes.Unavailable
+		err = s.p.settle(ctx, "install a snapshot", sentAt, err)
+		if !away || ctx.Err() != nil {
+			return nil, 0, err
+		}
 	}
-	stop()
-	if err == nil {
-		err = s.sendData(stream, data)
-	}
-	if err != nil && !errors.Is(err, errAnswered) {
+}
+
+// run sends the data and waits for the answer.
+func (s *snapshotSender) run(stream snapshotStream, data io.Reader) (*raft.InstallSnapshotResponse, error) {
+	if err := s.sendData(stream, data); err != nil && !errors.Is(err, errAnswered) {
 		return nil, err
 	}
-	stop = s.within(s.p.t.opts.SnapshotRestore, "wait for the peer to restore")
+	stop := s.within(s.p.t.opts.SnapshotRestore, "wait for the peer to restore")
 	defer stop()
 	out, err := stream.CloseAndRecv()
 	if err != nil {
@@ -87,7 +114,7 @@ var errNoProgress = errors.New("no progress")
 var errAnswered = errors.New("the peer has answered already")
 
 // sendData sends all of data, which must be as long as was announced.
-func (s *snapshotSender) sendData(stream grpc.ClientStreamingClient[pb.InstallSnapshotRequest, pb.InstallSnapshotResponse], data io.Reader) error {
+func (s *snapshotSender) sendData(stream snapshotStream, data io.Reader) error {
 	var total int64
 	for {
 		// A new buffer each time: gRPC may still look at the last one.
