@@ -60,10 +60,10 @@ type idle struct {
 }
 
 // NewExpiry returns the Machine's Expiry, switched off. A Machine has one: a
-// second one takes the place of the first.
+// second one takes the place of the first. A nil clock is that of Options.
 func NewExpiry(m *Machine, c clock.Clock) *Expiry {
 	if c == nil {
-		c = clock.Boot{}
+		c = m.opts.Clock
 	}
 	x := &Expiry{m: m, clock: c}
 	m.mu.Lock()

@@ -36,7 +36,8 @@ const stallFactor = 4
 type Options struct {
 	// Path of the state file. Its directory must exist.
 	Path string
-	// Clock for expiry; nil: clock.Boot.
+	// Clock is what an Expiry counts on if it is given none; nil: clock.Boot. The
+	// Machine itself reads no clock.
 	Clock  clock.Clock
 	Logger *slog.Logger
 	// Halt is called when the node must not go on: the log has a command that

@@ -24,16 +24,19 @@ func restorePath(path string) string { return path + ".restore" }
 // wrong.
 type headered interface{ Header() *pb.ArchiveHeader }
 
-// headerOf looks for the header behind the wrappers that Raft puts around a
-// snapshot. nil: there is none.
-func headerOf(rc io.ReadCloser) *pb.ArchiveHeader {
+// ownState is a snapshot that may be a stream of this Machine's own state file.
+type ownState interface{ Live() bool }
+
+// behind looks for an interface behind the wrappers that Raft puts around a
+// snapshot.
+func behind[T any](rc io.ReadCloser) (found T, has bool) {
 	for {
-		if h, has := rc.(headered); has {
-			return h.Header()
+		if found, has = rc.(T); has {
+			return found, true
 		}
 		w, wraps := rc.(raft.ReadCloserWrapper)
 		if !wraps {
-			return nil
+			return found, false
 		}
 		rc = w.WrappedReadCloser()
 	}
@@ -42,16 +45,25 @@ func headerOf(rc io.ReadCloser) *pb.ArchiveHeader {
 // Restore replaces the state by that of a snapshot. The new file is written
 // aside, synced and looked through before it takes the place of the old one, so
 // that a restore that fails changes nothing. Readers go on; watchers have to
-// list afresh.
+// list afresh. When it returns, the state is on the disk.
 func (m *Machine) Restore(rc io.ReadCloser) (err error) {
 	defer func() { err = errors.Join(err, rc.Close()) }()
-	h := headerOf(rc)
+	if own, has := behind[ownState](rc); has && own.Live() {
+		return nil // The state is there already.
+	}
+	var h *pb.ArchiveHeader
+	if archive, has := behind[headered](rc); has {
+		h = archive.Header()
+	}
 	temp := restorePath(m.opts.Path)
 	db, found, err := m.receive(rc, h, temp)
 	if err != nil {
 		return errors.Join(fmt.Errorf("restore the state: %w", err), removeStale(temp))
 	}
-	return m.replace(db, found, h, temp)
+	if err := m.replace(db, found, h, temp); err != nil {
+		return err
+	}
+	return m.flush() // The index of the header, if it is above that of the file.
 }
 
 // receive writes a state file aside and opens it.
@@ -135,7 +147,7 @@ func (m *Machine) replace(db *bolt.DB, found contents, h *pb.ArchiveHeader, temp
 	m.adopt(db, found)
 	if h.GetIndex() > m.applied {
 		// The entries between are Raft's own, no-ops and barriers: the state
-		// includes them. The next flush writes it down.
+		// includes them.
 		m.applied, m.term = h.GetIndex(), h.GetTerm()
 	}
 	m.ring.reset(m.state.revision)
