@@ -154,7 +154,7 @@ func TestHolderServesAndRenews(t *testing.T) {
 		return nil
 	})
 	i := s.log.Instances("g")[0]
-	if i.GetAddress() != "10.0.0.1:8000" || i.GetEngine() == "" && i.GetModel().GetDigest() != "sha256:a" {
+	if i.GetAddress() != "10.0.0.1:8000" || i.GetModel().GetDigest() != "sha256:a" {
 		t.Fatalf("reported %v", i)
 	}
 	// Run's end gives the lease back.
@@ -375,7 +375,10 @@ func TestHolderConfig(t *testing.T) {
 		t.Fatal("an empty configuration is taken")
 	}
 	s := newStand(t, slow(), nil, nil, nil)
-	if err := s.h.Run(context.Background()); err == nil {
+	s.ready() // the first Run has begun
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := s.h.Run(ctx); err == nil || ctx.Err() != nil {
 		t.Fatal("Run can be called twice")
 	}
 }
