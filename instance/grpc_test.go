@@ -129,7 +129,7 @@ func TestGRPC_Promote(t *testing.T) {
 				tc.setup(f)
 			}
 			addr, _ := serve(t, "127.0.0.1:0", f, nil)
-			in := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 500 * time.Millisecond})
+			in := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: time.Second})
 			_, err := in.Promote(within(t, 2*time.Second), instance.Promotion{Epoch: 5, Lease: time.Second, Model: tc.model})
 			wantIs(t, err, tc.want)
 			if err != nil && !strings.Contains(err.Error(), tc.text) {
@@ -187,7 +187,7 @@ func TestGRPC_Hung(t *testing.T) {
 func TestGRPC_Demote(t *testing.T) {
 	f := newFake()
 	addr, stop := serve(t, "127.0.0.1:0", f, nil)
-	in := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 200 * time.Millisecond})
+	in := open(t, instance.Config{Kind: "grpc", Target: addr})
 	f.take(5)
 	d := instance.Demotion{Epoch: 5, Mode: pb.DemoteMode_DEMOTE_MODE_DRAIN, Deadline: 50 * time.Millisecond}
 	if err := in.Demote(within(t, patience), d); err != nil {
@@ -205,6 +205,7 @@ func TestGRPC_Demote(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	f.set(func(f *fake) { f.demote = hang })
+	in = open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 500 * time.Millisecond})
 	if err := in.Demote(within(t, patience), d); err != nil {
 		t.Fatalf("it hung but its status is a standby's: %v", err)
 	}

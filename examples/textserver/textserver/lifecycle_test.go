@@ -20,6 +20,7 @@ import (
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/instance"
+	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/internal/wait"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
@@ -27,18 +28,23 @@ import (
 // long is an answer that no test waits for.
 const long = 1000
 
-func slow() Config { return Config{TokenDelay: 5 * time.Millisecond} }
+func slow() Config { return Config{TokenDelay: 20 * time.Millisecond} }
 
 func TestLease_StopsByItself(t *testing.T) {
-	s := start(t, slow())
+	c := &clock.Fake{}
+	cfg := slow()
+	cfg.Clock = c
+	s := start(t, cfg)
 	tokens := want(t, long)
-	s.promote(5, 500*time.Millisecond)
+	s.promote(5, time.Hour)
 	st := s.stream(long, HeaderSession, "s")
 	st.tokens(tokens, 0, 5, 5)
-	s.promote(5, time.Second) // renewed
-	if got := st.cut(tokens, 5, "not_primary"); got == long {
-		t.Fatal("the answer was not cut")
-	}
+	c.Advance(50 * time.Minute)
+	s.promote(5, time.Hour) // renewed
+	c.Advance(50 * time.Minute)
+	st.tokens(tokens, 5, 5, 5)
+	c.Advance(10 * time.Minute)
+	st.cut(tokens, 10, "not_primary")
 	wantRefused(t, s.post("/v1/chat/completions", body(3, true)), 503, "not_primary")
 	if st, _ := s.role.status(); st.GetRole() != pb.Role_ROLE_STANDBY || st.GetEpoch() != 5 {
 		t.Fatal(st)
@@ -67,9 +73,10 @@ func TestDemote(t *testing.T) {
 		s.promote(6, 0)
 	})
 	t.Run("drain", func(t *testing.T) {
-		s := start(t, slow())
+		held := newHeldStore(3)
+		s := start(t, Config{Store: held})
 		s.promote(5, 0)
-		const n = 60
+		const n = 600
 		st := s.stream(n, HeaderSession, "s")
 		st.tokens(tokens, 0, 3, 5)
 		done := make(chan error, 1)
@@ -84,6 +91,7 @@ func TestDemote(t *testing.T) {
 			return nil
 		})
 		wantRefused(t, s.post("/v1/chat/completions", body(3, true)), 503, "draining")
+		close(held.released)
 		st.tokens(tokens, 3, n-3, 5)
 		st.finish(n)
 		if err := <-done; err != nil {
@@ -103,7 +111,7 @@ func TestDemote(t *testing.T) {
 	t.Run("a client that does not read", func(t *testing.T) {
 		s := start(t, Config{})
 		s.promote(5, 0)
-		for i := range 8 { // fills the buffers of their connections, or ends
+		for i := range 2 { // fills the buffers of their connections, or ends
 			s.stream(MaxTokens, HeaderSession, fmt.Sprint("s", i))
 		}
 		if _, err := s.node.Demote(ctx, &pb.DemoteRequest{Epoch: 5}); err != nil {
@@ -114,9 +122,10 @@ func TestDemote(t *testing.T) {
 
 func TestDrain(t *testing.T) {
 	tokens := want(t, long)
-	s := start(t, slow())
+	held := newHeldStore(3)
+	s := start(t, Config{Store: held})
 	s.promote(5, 0)
-	const n = 60
+	const n = 600
 	st := s.stream(n, HeaderSession, "s")
 	st.tokens(tokens, 0, 3, 5)
 
@@ -141,6 +150,10 @@ func TestDrain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if msg, err := drain.Recv(); err != nil || msg.GetInFlight() != 1 {
+		t.Fatal(msg, err)
+	}
+	close(held.released)
 	st.tokens(tokens, 3, n-3, 5)
 	st.finish(n)
 	for {
@@ -200,7 +213,7 @@ func TestRun_Drains(t *testing.T) {
 func TestInstance(t *testing.T) {
 	s := start(t, slow())
 	tokens := want(t, long)
-	in, err := instance.Open(instance.Config{Kind: "grpc", Target: s.GRPCAddr(), Interval: 20 * time.Millisecond, Timeout: 200 * time.Millisecond, FailAfter: 5})
+	in, err := instance.Open(instance.Config{Kind: "grpc", Target: s.GRPCAddr(), Interval: 20 * time.Millisecond, Timeout: time.Second, FailAfter: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +286,7 @@ func TestInstance(t *testing.T) {
 	}
 	steps := s.steps.Load()
 	wantErr(t, in.Demote(within(patience), instance.Demotion{Epoch: 5, Deadline: 50 * time.Millisecond}), hastate.ErrOutcomeUnknown)
-	_, err = in.Promote(within(300*time.Millisecond), instance.Promotion{Epoch: 6})
+	_, err = in.Promote(within(500*time.Millisecond), instance.Promotion{Epoch: 6})
 	wantErr(t, err, hastate.ErrOutcomeUnknown)
 	if got := s.steps.Load(); got > steps+1 {
 		t.Fatalf("a hung engine made %d steps", got-steps)

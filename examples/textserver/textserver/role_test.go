@@ -5,6 +5,7 @@ package textserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -132,4 +133,19 @@ func TestRole_Shut(t *testing.T) {
 	leave()
 	<-done
 	wantErr(t, r.valid(term), errClosing)
+}
+
+func TestRole_LeaseTimer(t *testing.T) {
+	r := readyRole(clock.Boot{})
+	mustPromote(t, r, 5, 200*time.Millisecond)
+	term := r.term
+	wait.Until(t, patience, func() error {
+		if cause := context.Cause(term.ctx); !errors.Is(cause, errLeaseOver) {
+			return fmt.Errorf("the term's cause is %v", cause)
+		}
+		return nil
+	})
+	if st, _ := r.status(); st.GetRole() != pb.Role_ROLE_STANDBY {
+		t.Fatal(st)
+	}
 }

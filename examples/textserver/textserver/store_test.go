@@ -230,9 +230,9 @@ func TestHastateStore_AckedBelow(t *testing.T) {
 // the cluster, and another server goes on.
 func TestFailover_Hastate(t *testing.T) {
 	f, addr := serveSessions(t)
-	const n = 100
+	const n = long
 	tokens := want(t, n)
-	old := start(t, Config{Hastate: []string{addr}, TokenDelay: time.Millisecond})
+	old := start(t, Config{Hastate: []string{addr}, TokenDelay: slow().TokenDelay})
 	old.promote(5, 0)
 	st := old.stream(n, HeaderSession, "s")
 	st.tokens(tokens, 0, 20, 5)
