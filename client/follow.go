@@ -13,7 +13,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/hastate/hastate"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
+
+// maxSilence bounds the growing patience with streams that fall silent: it is
+// several times the longest interval of heartbeats that nodes use.
+const maxSilence = 4 * time.Second
 
 // errSilent is why a stream was given up.
 var errSilent = errors.New("the node is silent")
@@ -23,16 +28,18 @@ type stopError struct{ error }
 
 func (e stopError) Unwrap() error { return e.error }
 
-// guard ends the context of a stream that is silent while it is waited for. The
-// time in which the consumer handles a message does not count.
+// guard ends a stream that is silent while it is waited for. The time in which
+// the consumer handles a message does not count.
 type guard struct {
-	timer *time.Timer
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	// limit is for messages after the first one, which gets an attempt timeout.
 	limit time.Duration
 	heard bool
 }
 
-func newGuard(cancel context.CancelCauseFunc, first, later time.Duration) *guard {
-	return &guard{timer: time.AfterFunc(first, func() { cancel(errSilent) }), limit: later}
+func newGuard(cancel context.CancelCauseFunc, first, limit time.Duration) *guard {
+	return &guard{cancel: cancel, limit: limit, timer: time.AfterFunc(first, func() { cancel(errSilent) })}
 }
 
 // recv runs one receive under the guard.
@@ -53,17 +60,22 @@ func (g *guard) recv(receive func() error) error {
 // endpoint and no waiting can mend.
 func (c *Client) follow(ctx context.Context, what string, stream func(ctx context.Context, cc grpc.ClientConnInterface, g *guard) error) error {
 	var back backoff
+	silence := silenceAttempts * c.opts.AttemptTimeout
 	for {
 		ep, err := c.pool.best()
 		if err != nil {
 			return err
 		}
 		sctx, cancel := context.WithCancelCause(ctx)
-		g := newGuard(cancel, c.opts.AttemptTimeout, silenceAttempts*c.opts.AttemptTimeout)
+		g := newGuard(cancel, c.opts.AttemptTimeout, silence)
 		err = hastate.FromStatus(stream(sctx, ep.conn, g))
 		g.timer.Stop()
 		if errors.Is(context.Cause(sctx), errSilent) {
 			err = fmt.Errorf("%w: %w", errSilent, err)
+			if g.heard {
+				// Perhaps its heartbeats are slower than that.
+				silence = max(silence, min(2*silence, maxSilence))
+			}
 		}
 		cancel(nil)
 		var stop stopError
@@ -95,4 +107,26 @@ func lasting(err error) bool {
 		return true
 	}
 	return errors.Is(err, hastate.ErrClosed)
+}
+
+// probe asks a node again and again whether it still answers, and ends a stream to
+// it when it does not. It is for streams on which nothing need come for a long
+// time. It returns when ctx ends.
+func (c *Client) probe(ctx context.Context, cc grpc.ClientConnInterface, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(silenceAttempts * c.opts.AttemptTimeout)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		short, done := context.WithTimeout(ctx, c.opts.AttemptTimeout)
+		_, err := pb.NewClusterServiceClient(cc).Status(short, &pb.StatusRequest{})
+		done()
+		if err != nil && ctx.Err() == nil {
+			cancel(errSilent)
+			return
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"google.golang.org/grpc"
 
@@ -57,6 +58,13 @@ func (w *sessionWatch) stream(ctx context.Context, cc grpc.ClientConnInterface, 
 			return stopError{err}
 		}
 	}
+	// Nothing comes while nothing changes: the node is asked whether it still
+	// answers.
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	probing.Go(func() { w.s.c.probe(ctx, cc, g.cancel) })
 	stream, err := pb.NewSessionServiceClient(cc).WatchSessions(ctx,
 		&pb.WatchSessionsRequest{Group: w.s.group, Prefix: w.prefix, AfterRevision: w.after})
 	if err != nil {
@@ -64,10 +72,15 @@ func (w *sessionWatch) stream(ctx context.Context, cc grpc.ClientConnInterface, 
 	}
 	for {
 		var resp *pb.WatchSessionsResponse
-		err := g.recv(func() (err error) {
+		receive := func() (err error) {
 			resp, err = stream.Recv()
 			return err
-		})
+		}
+		if g.heard {
+			err = receive()
+		} else {
+			err = g.recv(receive) // the first message comes at once
+		}
 		if errors.Is(hastate.FromStatus(err), hastate.ErrCompacted) {
 			w.after = 0
 		}

@@ -76,13 +76,13 @@ func newArchive() []byte {
 func (n *fakeNode) serve(tb interface {
 	Cleanup(func())
 	Fatal(...any)
-},
+}, opts ...grpc.ServerOption,
 ) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(opts...)
 	pb.RegisterClusterServiceServer(server, n)
 	pb.RegisterGroupServiceServer(server, n)
 	pb.RegisterModelServiceServer(server, n)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,8 @@ func (a *app) printChange(r *pb.WatchResponse) error {
 	}
 	return a.printLine(r, func(w io.Writer) error {
 		p := r.GetPrimary()
-		text := fmt.Sprintf("revision=%d group=%s phase=%s primary=%s address=%s epoch=%d", r.GetRevision(), p.GetGroup(),
+		// The current state, which comes first, has no revision of its own.
+		text := fmt.Sprintf("revision=%d group=%s phase=%s primary=%s address=%s epoch=%d", cmp.Or(r.GetRevision(), r.GetGroup().GetRevision()), p.GetGroup(),
 			enum("GROUP_PHASE_", p.GetPhase()), p.GetNodeId(), p.GetAddress(), p.GetEpoch())
 		if tr := r.GetTransition(); tr != nil {
 			text += fmt.Sprintf(" %s=%s reason=%q", enum("TRANSITION_KIND_", tr.GetKind()), enum("TRANSITION_OUTCOME_", tr.GetOutcome()), tr.GetReason())
