@@ -92,9 +92,13 @@ type Batcher struct {
 	cfg   BatcherConfig
 	queue *queue
 
-	// mu guards flights: the entries that Raft has and has not answered.
-	mu      sync.Mutex
+	// mu guards the fields below.
+	mu sync.Mutex
+	// flights are the entries that Raft has and has not answered.
 	flights map[*flight]struct{}
+	// transferring is when Raft began to refuse every entry because leadership is
+	// being handed over; zero if it does not.
+	transferring time.Time
 }
 
 // flight is one entry under way.
@@ -195,8 +199,9 @@ func (b *Batcher) Run(ctx context.Context) error {
 		b.track(fl, true)
 		future := b.cfg.Raft.Apply(encodeEntry(b.cfg.Wall().UnixMilli(), items), b.cfg.Enqueue)
 		inFlight.Go(func() {
-			settle(future, fl.items, b.notLeader)
+			err := settle(future, fl.items, b.notLeader)
 			b.track(fl, false)
+			b.noteTransfer(errors.Is(err, raft.ErrLeadershipTransferInProgress))
 			<-slots
 		})
 	}
@@ -226,6 +231,30 @@ func (b *Batcher) track(fl *flight, add bool) {
 	} else {
 		delete(b.flights, fl)
 	}
+}
+
+func (b *Batcher) noteTransfer(refused bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case !refused:
+		b.transferring = time.Time{}
+	case b.transferring.IsZero():
+		b.transferring = time.Now()
+	}
+}
+
+// TransferStuck is for how long Raft has refused every entry because leadership
+// is being handed over; 0 if it does not. A handover is over after an election
+// timeout, one way or the other; raft's mark of it may stay (hashicorp/raft#696),
+// and then a leader takes nothing any more: only a restart of the node helps.
+func (b *Batcher) TransferStuck() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.transferring.IsZero() {
+		return 0
+	}
+	return time.Since(b.transferring)
 }
 
 // sweep enforces deadlines while Raft does not answer.

@@ -267,3 +267,38 @@ func TestEncodeEntry_IsTheProtoForm(t *testing.T) {
 		t.Fatalf("entry decodes to %v", e)
 	}
 }
+
+func TestBatcher_TransferStuck(t *testing.T) {
+	r := newFakeRaft(t)
+	b := newBatcher(t, r)
+	runUntilCleanup(t, b.Run)
+	answer := func(err error) {
+		got := make(chan outcome, 1)
+		b.ProposeAsync(named("a"), func(res *pb.Result, err error) { got <- outcome{res, err} })
+		if f := r.next(); err != nil {
+			f.fail(err)
+		} else {
+			f.ok()
+		}
+		<-got
+	}
+	stuck := func(want bool) {
+		t.Helper()
+		wait.Until(t, 5*time.Second, func() error {
+			if d := b.TransferStuck(); (d > 0) != want {
+				return fmt.Errorf("stuck for %v, want %v", d, want)
+			}
+			return nil
+		})
+	}
+	stuck(false)
+	answer(raft.ErrLeadershipTransferInProgress)
+	stuck(true)
+	answer(raft.ErrLeadershipTransferInProgress)
+	stuck(true)
+	answer(nil)
+	stuck(false)
+	answer(raft.ErrLeadershipTransferInProgress)
+	answer(raft.ErrNotLeader)
+	stuck(false)
+}

@@ -38,15 +38,16 @@ func certainlyNotApplied(err error) bool {
 		errors.Is(err, raft.ErrEnqueueTimeout)
 }
 
-// settle distributes what a future brought to the items of its entry.
-func settle(f raft.ApplyFuture, items []*item, notLeader func() error) {
+// settle distributes what a future brought to the items of its entry, and
+// returns the future's error.
+func settle(f raft.ApplyFuture, items []*item, notLeader func() error) error {
 	if err := f.Error(); err != nil {
 		out := unknown("%v", err)
 		if certainlyNotApplied(err) {
 			out = notLeader()
 		}
 		finishAll(items, out)
-		return
+		return err
 	}
 	// Only here, after a nil error, may the response be looked at.
 	results, ok := f.Response().([]*pb.Result)
@@ -54,7 +55,7 @@ func settle(f raft.ApplyFuture, items []*item, notLeader func() error) {
 		// The state machine skipped the entry, because it had applied it before
 		// (from a snapshot, say): the results are gone.
 		finishAll(items, unknown("the entry was applied without a result"))
-		return
+		return nil
 	}
 	for i, it := range items {
 		if results[i] == nil {
@@ -63,6 +64,7 @@ func settle(f raft.ApplyFuture, items []*item, notLeader func() error) {
 		}
 		it.finish(results[i], nil)
 	}
+	return nil
 }
 
 func finishAll(items []*item, err error) {
