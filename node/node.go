@@ -51,6 +51,7 @@ type Node struct {
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState bool
 
+	batcher  *propose.Batcher
 	proposer *propose.Node
 	reads    *readindex.Node
 	members  *member.Membership

@@ -86,7 +86,6 @@ func (n *Node) raftConfig() *raft.Config {
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = p.Heartbeat, p.Heartbeat, p.LeaderLease
 	c.CommitTimeout = p.Commit
 	c.MaxAppendEntries = maxAppendEntries
-	c.BatchApplyCh = true
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = n.cfg.Snapshot.Interval, n.cfg.Snapshot.Threshold, n.cfg.Snapshot.Trailing
 	c.NotifyCh = n.notify
 	c.NoSnapshotRestoreOnStart = true // the state file is never behind a snapshot: see fsm and snapshot
@@ -132,12 +131,13 @@ func (n *Node) openServices() error {
 }
 
 func (n *Node) openProposals() error {
-	batcher, err := propose.NewBatcher(propose.BatcherConfig{Raft: n.raft, Leader: n.leaderHint, Logger: n.log})
+	var err error
+	n.batcher, err = propose.NewBatcher(propose.BatcherConfig{Raft: n.raft, Leader: n.leaderHint, Logger: n.log})
 	if err != nil {
 		return err
 	}
 	if n.proposer, err = propose.New(propose.NodeConfig{
-		ID: raft.ServerID(n.cfg.NodeID), Raft: n.raft, Peers: n.transport, Local: batcher, Address: n.addressOf, Logger: n.log,
+		ID: raft.ServerID(n.cfg.NodeID), Raft: n.raft, Peers: n.transport, Local: n.batcher, Address: n.addressOf, Logger: n.log,
 	}); err != nil {
 		return err
 	}

@@ -53,6 +53,10 @@ func (n *Node) watchdog(ctx context.Context) error {
 		if d := n.logs.Stalled(); d > n.cfg.Profile.Stall {
 			return &StalledError{What: "a write to the log", For: d}
 		}
+		if d := n.batcher.TransferStuck(); d > max(n.cfg.Profile.Stall, 2*n.cfg.Profile.Heartbeat) {
+			// raft#696: it would refuse every write for as long as it leads.
+			return &StalledError{What: "a leadership transfer that raft does not end", For: d}
+		}
 		now := n.cfg.Clock.Now()
 		index, _ := n.machine.Applied()
 		if index != applied || n.raft.Stats()["fsm_pending"] == "0" {

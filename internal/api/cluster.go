@@ -21,7 +21,7 @@ type clusterServer struct {
 }
 
 // Status is answered from what this node has, with or without a leader.
-func (x *clusterServer) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+func (x *clusterServer) Status(ctx context.Context, req *pb.StatusRequest) (*pb.StatusResponse, error) {
 	s := x.s
 	id, _ := s.leader()
 	contact, known := s.leaderContact()
@@ -45,9 +45,16 @@ func (x *clusterServer) Status(_ context.Context, _ *pb.StatusRequest) (*pb.Stat
 	for _, g := range res.GetGroups() {
 		res.Primaries = append(res.Primaries, s.primaryOf(g))
 	}
-	if s.cfg.ExposeHash {
+	if req.GetWithHash() {
+		// It walks the whole state: one at a time.
+		select {
+		case s.hashing <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		index, hash := s.cfg.State.Hash()
-		res.AppliedIndex, res.StateHash = index, hex.EncodeToString(hash[:])
+		<-s.hashing
+		res.HashIndex, res.StateHash = index, hex.EncodeToString(hash[:])
 	}
 	res.Problems = s.problems(res, known)
 	return res, nil

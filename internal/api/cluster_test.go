@@ -24,13 +24,12 @@ import (
 
 func TestCluster_StatusWithoutLeader(t *testing.T) {
 	r := newRig(t, "n1", func(c *Config) {
-		c.ExposeHash = true
 		c.Problems = func() []string { return []string{"extra"} }
 	})
 	serving(r)
 	r.putGroup(&pb.Group{Name: "default", Phase: pb.GroupPhase_GROUP_PHASE_VACANT, Held: true, Paused: true, PauseReason: "works"}, nil)
 	r.lock(func() { r.rstate, r.leader, r.readErr = raft.Candidate, "", &hastate.NotLeaderError{} })
-	res, err := pb.NewClusterServiceClient(r.conn).Status(t.Context(), &pb.StatusRequest{})
+	res, err := pb.NewClusterServiceClient(r.conn).Status(t.Context(), &pb.StatusRequest{WithHash: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,9 +66,6 @@ type Config struct {
 	// ClientIdle is told to writers; 0: DefaultClientIdle. The leader forgets
 	// them accordingly.
 	ClientIdle time.Duration
-	// ExposeHash lets Status tell the hash of the state, for tests: it walks the
-	// whole state.
-	ExposeHash bool
 	Logger     *slog.Logger
 }
 
@@ -109,6 +106,8 @@ type Services struct {
 	cfg     Config
 	health  *health.Server
 	started time.Time
+	// hashing has room for the one Status that computes a state hash.
+	hashing chan struct{}
 }
 
 // New does no I/O.
@@ -116,7 +115,7 @@ func New(cfg Config) (*Services, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	return &Services{cfg: cfg, health: health.NewServer(), started: time.Now()}, nil
+	return &Services{cfg: cfg, health: health.NewServer(), started: time.Now(), hashing: make(chan struct{}, 1)}, nil
 }
 
 // Register adds the services to a server that was made with the interceptors.
