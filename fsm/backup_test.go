@@ -8,9 +8,9 @@ import (
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
-// TestRestoreOfABackup: the sessions and settings are the backup's, the leases
-// and members are the live ones, and no lease that may be running looks vacant.
-func TestRestoreOfABackup(t *testing.T) {
+// backedUp is the state of another time and cluster.
+func backedUp(t *testing.T) (*pb.ArchiveHeader, []byte) {
+	t.Helper()
 	old := newMachine(t)
 	must(t, old, initCluster("old"), openClient("w"), setMember("gone"), registerModel("m", "1", digestA))
 	for _, g := range []string{"both", "freed", "lost"} {
@@ -22,22 +22,35 @@ func TestRestoreOfABackup(t *testing.T) {
 		cmdGrant(&pb.Grant{Group: "lost", Holder: "n9", TtlMs: 9000}))
 	must(t, old, with(2, 1, 0, put("both", "s", "backup")))
 	must(t, old, configure("both", &pb.GroupPolicy{MaxFailovers: 3}))
-	h, data := save(t, old)
+	return save(t, old)
+}
 
-	live := newMachine(t)
-	must(t, live, initCluster("live"), setMember("n1"), openClient("w"), put("both", "s", "live"), put("both", "t", "live"))
+// liveCluster has leases that the backup knows nothing of: of both and new,
+// and one of freed that was released. The epochs are returned.
+func liveCluster(t *testing.T) (m *Machine, lease, freed, fresh uint64) {
+	t.Helper()
+	m = newMachine(t)
+	must(t, m, initCluster("live"), setMember("n1"), openClient("w"), put("both", "s", "live"), put("both", "t", "live"))
 	for _, g := range []string{"both", "freed", "new", "idle"} {
-		must(t, live, report(g, "n1"))
+		must(t, m, report(g, "n1"))
 	}
-	must(t, live, configure("unused", nil))
-	lease := must(t, live, cmdGrant(&pb.Grant{Group: "both", Holder: "n2", TtlMs: 2000})).GetEpoch()
-	freed := must(t, live, cmdGrant(&pb.Grant{Group: "freed", Holder: "n2", TtlMs: 5000})).GetEpoch()
-	must(t, live, cmdRelease(&pb.Release{Group: "freed", Holder: "n2", Epoch: freed}))
-	fresh := must(t, live, cmdGrant(&pb.Grant{Group: "new", Holder: "n3", TtlMs: 2000})).GetEpoch()
-	must(t, live, cmdServing("new", "n3", fresh, 1))
+	must(t, m, configure("unused", nil))
+	lease = must(t, m, cmdGrant(&pb.Grant{Group: "both", Holder: "n2", TtlMs: 2000})).GetEpoch()
+	freed = must(t, m, cmdGrant(&pb.Grant{Group: "freed", Holder: "n2", TtlMs: 5000})).GetEpoch()
+	must(t, m, cmdRelease(&pb.Release{Group: "freed", Holder: "n2", Epoch: freed}))
+	fresh = must(t, m, cmdGrant(&pb.Grant{Group: "new", Holder: "n3", TtlMs: 2000})).GetEpoch()
+	must(t, m, cmdServing("new", "n3", fresh, 1))
 	for range 20 {
-		must(t, live, put("x", "y", "z"))
+		must(t, m, put("x", "y", "z"))
 	}
+	return m, lease, freed, fresh
+}
+
+// TestRestoreOfABackup: the sessions and settings are the backup's, the leases
+// and members are the live ones, and no lease that may be running looks vacant.
+func TestRestoreOfABackup(t *testing.T) {
+	h, data := backedUp(t)
+	live, lease, freed, fresh := liveCluster(t)
 	applied, _ := live.Applied()
 	revision := live.Revision()
 
