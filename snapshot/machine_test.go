@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,7 +46,10 @@ func (m *machine) Apply(l *raft.Log) any {
 	defer m.mu.Unlock()
 	if l.Index > m.applied.Index {
 		m.applied.Index, m.applied.Term = l.Index, l.Term
-		m.applied.Values = append(m.applied.Values, string(l.Data))
+		// A write that was tried again after an unknown outcome counts once.
+		if v := string(l.Data); !slices.Contains(m.applied.Values, v) {
+			m.applied.Values = append(m.applied.Values, v)
+		}
 	}
 	return nil
 }
@@ -130,6 +135,37 @@ type peer struct {
 	raft  *raft.Raft
 	// forget is whether the log is made to agree with received snapshots.
 	forget bool
+	// flips is how many archives are still to be corrupted when they are sent.
+	flips atomic.Pointer[atomic.Int32]
+}
+
+// flipping is the snapshot store that raft gets.
+type flipping struct {
+	*Store
+	p *peer
+}
+
+func (f flipping) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, rc, err := f.Store.Open(id)
+	if n := f.p.flips.Load(); err == nil && n != nil && n.Add(-1) >= 0 {
+		rc = &flipped{ReadCloser: rc, at: meta.Size / 2}
+	}
+	return meta, rc, err
+}
+
+// flipped changes one bit of what it passes on.
+type flipped struct {
+	io.ReadCloser
+	at int64
+}
+
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if f.at >= 0 && f.at < int64(n) {
+		p[f.at] ^= 1
+	}
+	f.at -= int64(n)
+	return n, err
 }
 
 func newPeer(t testing.TB, id raft.ServerID) *peer {
@@ -177,7 +213,7 @@ func (p *peer) start(conf raft.Configuration) {
 		}
 	}
 	c := p.config()
-	_, p.trans = raft.NewInmemTransportWithTimeout(raft.ServerAddress(p.id), 5*time.Second)
+	_, p.trans = raft.NewInmemTransportWithTimeout(raft.ServerAddress(p.id), 500*time.Millisecond)
 	if has, err := raft.HasExistingState(p.log, p.log, p.snaps); err != nil {
 		p.t.Fatal(err)
 	} else if !has {
@@ -185,7 +221,7 @@ func (p *peer) start(conf raft.Configuration) {
 			p.t.Fatal(err)
 		}
 	}
-	r, err := raft.NewRaft(c, p.sm, p.log, p.log, p.snaps, p.trans)
+	r, err := raft.NewRaft(c, p.sm, p.log, p.log, flipping{p.snaps, p}, p.trans)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -196,7 +232,7 @@ func (p *peer) config() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = p.id
 	c.Logger = hclog.NewNullLogger()
-	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 400*time.Millisecond, 400*time.Millisecond, 400*time.Millisecond
 	c.CommitTimeout = 5 * time.Millisecond
 	c.SnapshotInterval = time.Hour
 	c.TrailingLogs = 1
@@ -222,6 +258,9 @@ func (p *peer) stop() {
 	p.sm = &machine{applied: p.sm.file, file: p.sm.file}
 }
 
+// cluster is the nodes that run; a busy machine may change its leader at any time.
+type cluster []*peer
+
 func configuration(peers ...*peer) raft.Configuration {
 	var c raft.Configuration
 	for _, p := range peers {
@@ -230,19 +269,19 @@ func configuration(peers ...*peer) raft.Configuration {
 	return c
 }
 
-func connect(peers ...*peer) {
-	for _, a := range peers {
-		for _, b := range peers {
+func (c cluster) connect() {
+	for _, a := range c {
+		for _, b := range c {
 			a.trans.Connect(raft.ServerAddress(b.id), b.trans)
 		}
 	}
 }
 
-func leaderOf(t testing.TB, peers ...*peer) *peer {
-	t.Helper()
+func (c cluster) leader() *peer {
+	c[0].t.Helper()
 	var leader *peer
-	wait.Until(t, 20*time.Second, func() error {
-		for _, p := range peers {
+	wait.Until(c[0].t, 20*time.Second, func() error {
+		for _, p := range c {
 			if p.raft.State() == raft.Leader && p.raft.Barrier(time.Second).Error() == nil {
 				leader = p
 				return nil
@@ -253,17 +292,47 @@ func leaderOf(t testing.TB, peers ...*peer) *peer {
 	return leader
 }
 
-func (p *peer) apply(from, to int) {
-	p.t.Helper()
+// apply writes v<from>..v<to> and returns all values.
+func (c cluster) apply(from, to int) []string {
+	c[0].t.Helper()
 	for i := from; i <= to; i++ {
-		if err := p.raft.Apply(fmt.Appendf(nil, "v%d", i), 5*time.Second).Error(); err != nil {
+		wait.Until(c[0].t, 20*time.Second, func() error {
+			for _, p := range c {
+				if p.raft.State() == raft.Leader {
+					return p.raft.Apply(fmt.Appendf(nil, "v%d", i), 5*time.Second).Error()
+				}
+			}
+			return errors.New("no leader")
+		})
+	}
+	return c.leader().sm.values()
+}
+
+// snapshot takes one on each node.
+func (c cluster) snapshot() {
+	c[0].t.Helper()
+	for _, p := range c {
+		if err := p.raft.Snapshot().Error(); err != nil {
 			p.t.Fatal(err)
 		}
 	}
 }
 
+// have waits until all nodes have these values.
+func (c cluster) have(want []string) {
+	c[0].t.Helper()
+	for _, p := range c {
+		wait.Until(p.t, 30*time.Second, func() error { return p.has(want) })
+	}
+}
+
+// without are the others.
+func (c cluster) without(p *peer) cluster {
+	return slices.DeleteFunc(slices.Clone(c), func(o *peer) bool { return o == p })
+}
+
 func (p *peer) has(want []string) error {
-	if got := p.sm.values(); fmt.Sprint(got) != fmt.Sprint(want) {
+	if got := p.sm.values(); !slices.Equal(got, want) {
 		return fmt.Errorf("%s has %d values, want %d", p.id, len(got), len(want))
 	}
 	return nil
