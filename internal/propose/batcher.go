@@ -5,6 +5,7 @@ package propose
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -40,6 +41,10 @@ type Applier interface {
 // BatcherConfig is what NewBatcher needs.
 type BatcherConfig struct {
 	Raft Applier
+	// Check refuses a command that the state machine does not know, for example
+	// one that a newer node has forwarded: in the log it would halt every node.
+	// nil: none is refused.
+	Check func(*pb.Command) error
 	// Leader tells who leads, for NotLeaderError; nil or "": not known.
 	Leader func() (id, address string)
 	// Wall stamps entries; nil: time.Now. For people, never for decisions.
@@ -119,13 +124,23 @@ func NewBatcher(cfg BatcherConfig) (*Batcher, error) {
 // Propose puts a command into the log and waits for its result, at most until
 // ctx ends. It does not retry and does not forward.
 func (b *Batcher) Propose(ctx context.Context, cmd *pb.Command) (*pb.Result, error) {
-	return proposeTo(ctx, cmd, b.cfg.Timeout, b.queue.push)
+	return proposeTo(ctx, cmd, b.cfg.Timeout, b.push)
 }
 
 // ProposeAsync is Propose without the wait: done is called exactly once, at the
 // latest when the configured timeout has passed.
 func (b *Batcher) ProposeAsync(cmd *pb.Command, done func(*pb.Result, error)) {
-	proposeAsyncTo(cmd, b.cfg.Timeout, done, b.queue.push)
+	proposeAsyncTo(cmd, b.cfg.Timeout, done, b.push)
+}
+
+// push queues an item that the state machine knows how to apply.
+func (b *Batcher) push(it *item) error {
+	if b.cfg.Check != nil {
+		if err := b.cfg.Check(it.cmd); err != nil {
+			return fmt.Errorf("%w: %w", hastate.ErrInvalid, err)
+		}
+	}
+	return b.queue.push(it)
 }
 
 func proposeAsyncTo(cmd *pb.Command, timeout time.Duration, done func(*pb.Result, error), push func(*item) error) {

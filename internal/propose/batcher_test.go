@@ -302,3 +302,21 @@ func TestBatcher_TransferStuck(t *testing.T) {
 	answer(raft.ErrNotLeader)
 	stuck(false)
 }
+
+func TestBatcher_RefusesWhatTheStateMachineDoesNotKnow(t *testing.T) {
+	b, err := NewBatcher(BatcherConfig{Raft: refusingRaft{t}, Check: func(*pb.Command) error { return errors.New("unknown command") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Propose(t.Context(), &pb.Command{}); !errors.Is(err, hastate.ErrInvalid) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// refusingRaft fails the test when anything reaches the log.
+type refusingRaft struct{ tb testing.TB }
+
+func (r refusingRaft) Apply([]byte, time.Duration) raft.ApplyFuture {
+	r.tb.Error("the command reached the log")
+	return nil
+}

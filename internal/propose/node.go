@@ -176,7 +176,7 @@ func (n *Node) ProposeAsync(cmd *pb.Command, done func(*pb.Result, error)) {
 func (n *Node) push(it *item) error {
 	switch id, local := n.leader(); {
 	case local:
-		return n.cfg.Local.queue.push(it)
+		return n.cfg.Local.push(it)
 	case id == "" || id == n.cfg.ID:
 		return &hastate.NotLeaderError{}
 	default:
