@@ -105,6 +105,7 @@ func TestLease_Renewed(t *testing.T) {
 		{"before the grant", l.Renewed(7, start-1), start},
 		{"another epoch", l.Renewed(8, later), start},
 		{"an older epoch", l.Renewed(6, later), start},
+		{"after it is over", l.Ended().Renewed(7, later), start},
 	} {
 		if want := c.q.Add(990 * time.Millisecond); c.got.ValidUntil() != want || c.got.Epoch() != 7 {
 			t.Errorf("%s: epoch %d valid until %d, want 7 until %d", c.name, c.got.Epoch(), c.got.ValidUntil(), want)

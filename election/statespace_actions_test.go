@@ -2,7 +2,10 @@
 
 package election
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // The actions. Each reports whether it was possible, and names a property that it
 // violates.
@@ -52,7 +55,7 @@ func (c *config) act(s *state, do step) (ok bool, broken string) {
 		c.tick(s)
 		return true, ""
 	case doElect:
-		return c.elect(s, do.a, do.b), ""
+		return c.elect(s, do.a, do.b)
 	case doReplicate:
 		return c.replicate(s, do.a, do.b)
 	case doInstall:
@@ -96,17 +99,20 @@ func (c *config) push(n *node, e entry) bool {
 
 // elect makes i the leader of a new term with the vote of j, also while another
 // leads (a transfer, or a leader that is cut off). It appends the barrier.
-func (c *config) elect(s *state, i, j uint8) bool {
+func (c *config) elect(s *state, i, j uint8) (ok bool, broken string) {
 	a, b := &s.node[i], &s.node[j]
 	term := max(a.term, b.term) + 1
 	lastA, lastB := a.log[a.n-1].term, b.log[b.n-1].term
 	if term > c.terms || a.leads || lastA < lastB || lastA == lastB && a.n < b.n || a.n >= c.entries {
-		return false
+		return false, ""
+	}
+	if was := s.newestLog(); a.n < s.committed || !slices.Equal(was.log[:s.committed], a.log[:s.committed]) {
+		return true, fmt.Sprintf("model: %s is elected without what is committed", name(i))
 	}
 	a.term, b.term = term, term
 	a.leads, b.leads = true, false
 	a.pending = 0
-	return c.push(a, entry{kind: entryNoop})
+	return c.push(a, entry{kind: entryNoop}), ""
 }
 
 // replicate brings the log of j to that of the leader i, and i hears of it. One

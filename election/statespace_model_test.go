@@ -21,7 +21,7 @@ import (
 //
 // Raft is abstract but not assumed safe: an election takes a majority of votes by
 // the up-to-date rule and commits by count of stores of the leader's own term; that
-// the committed prefixes agree is checked in every state.
+// a new leader has all that is committed is checked at every election.
 //
 // The decisions are the real ones: Decide with LeaseWait, NewLease, Renewed,
 // Ended, ValidAt. The state machine's rules are a copy (groupRecord.apply).
