@@ -120,7 +120,13 @@ type field struct {
 
 func (p Profile) fields() []field {
 	return []field{
-		{"heartbeat", p.Heartbeat}, {"leader lease", p.LeaderLease}, {"commit", p.Commit}, {"lease", p.Lease},
-		{"renew", p.Renew}, {"fence margin", p.FenceMargin}, {"stall", p.Stall}, {"grant slack", p.GrantSlack},
+		{"heartbeat", p.Heartbeat},
+		{"leader lease", p.LeaderLease},
+		{"commit", p.Commit},
+		{"lease", p.Lease},
+		{"renew", p.Renew},
+		{"fence margin", p.FenceMargin},
+		{"stall", p.Stall},
+		{"grant slack", p.GrantSlack},
 	}
 }

@@ -21,7 +21,6 @@ var (
 type generator struct {
 	t    *rapid.T
 	m    *model
-	seqs uint64
 }
 
 func (g *generator) pick(label string, from []string) string {
