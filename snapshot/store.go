@@ -63,6 +63,8 @@ type Store struct {
 	// records are the visible snapshots, newest first. The records are never
 	// changed, only replaced. Guarded by mu.
 	records []*record
+	// broken is why no snapshot is taken any more. Guarded by mu.
+	broken error
 	// sequence and order are the newest ones in use. Guarded by mu.
 	sequence, order uint64
 }
