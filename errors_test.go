@@ -48,7 +48,7 @@ func wire(t *testing.T) func(error) error {
 	t.Cleanup(func() {
 		_ = conn.Close()
 		server.Stop()
-		_ = <-served // it ends with Stop
+		<-served
 	})
 	return func(err error) error {
 		f.err = err

@@ -258,7 +258,7 @@ func TestClient_WatchPrimary(t *testing.T) {
 	next(t, ch, func(p client.Primary) bool { return p.Serving() && p.Epoch == 8 })
 
 	cancel()
-	for range ch { //nolint:revive // the channel closes when the watch has ended
+	for range ch {
 	}
 }
 
@@ -373,7 +373,7 @@ func TestClient_Close_EndsWatches(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for range ch { //nolint:revive // the channel closes when the watch has ended
+	for range ch {
 	}
 	if _, err := c.Primary(t.Context(), "g"); !errors.Is(err, hastate.ErrClosed) {
 		t.Errorf("got %v", err)

@@ -75,7 +75,7 @@ func TestWriter_KnowsWhatMayHaveBeenApplied(t *testing.T) {
 				if req := msg.GetItems()[0].GetRequest(); req.GetClient() != 1 || req.GetSeq() != 1 {
 					t.Errorf("attempt %d has number %v", i, req)
 				}
-				if answer != lost {
+				if !errors.Is(answer, lost) {
 					_, _ = w.answers([]*pb.PipelineResult{refusal(1, answer)})
 				}
 				w.requeueForTest()

@@ -129,6 +129,7 @@ func (r *fakeRaft) answerAll(tb testing.TB) {
 
 // runUntilCleanup runs fn with a context that ends with the test, and waits.
 func runUntilCleanup(tb testing.TB, fn func(context.Context) error) context.CancelFunc {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- fn(ctx) }()
