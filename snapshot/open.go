@@ -128,8 +128,9 @@ func (s *Store) openReceived(r *record) (*Archive, error) {
 	}
 	f, err := os.Open(s.dir.file(r.ID + dataSuffix))
 	if errors.Is(err, os.ErrNotExist) {
-		// Taken over since we looked: it is live now.
-		return s.openLive(r)
+		if now := s.find(r.ID); now != nil && !now.Received {
+			return s.openLive(now) // taken over since we looked
+		}
 	}
 	if err != nil {
 		return nil, err

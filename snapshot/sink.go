@@ -181,24 +181,13 @@ func (s *Sink) verify() error {
 func (s *Store) publish(r record, data *os.File) error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	s.mu.Lock()
-	s.order++
-	r.Order = s.order
-	var live uint64
-	for _, o := range s.records {
-		if !o.Received {
-			live = max(live, o.Index)
-		}
-	}
-	s.mu.Unlock()
-	if data != nil {
-		// The state here holds everything up to live, and live snapshots vouch for
-		// it. The sender's will have grown past that when it is asked again.
-		if reach, _ := r.reach(); reach < live {
+	if err := s.admit(&r); err != nil {
+		if data != nil {
 			_ = data.Close()
-			return errors.Join(fmt.Errorf("%w: the state goes to index %d, this node's to %d already", hastate.ErrPrecondition, reach, live),
-				s.dir.remove(r.ID+dataSuffix+tmpSuffix))
 		}
+		return errors.Join(err, s.dir.remove(r.ID+dataSuffix+tmpSuffix))
+	}
+	if data != nil {
 		if err := s.dir.publish(data, r.ID+dataSuffix); err != nil {
 			return errors.Join(err, s.dir.remove(r.ID+dataSuffix+tmpSuffix), s.dir.remove(r.ID+dataSuffix))
 		}
@@ -208,11 +197,35 @@ func (s *Store) publish(r record, data *os.File) error {
 	}
 	if data != nil {
 		if err := s.announce(&r); err != nil {
+			s.mu.Lock()
+			s.broken = fmt.Errorf("%w: restart the node to finish snapshot %s", err, r.ID)
+			s.mu.Unlock()
 			return err
 		}
 	}
 	s.add(&r)
 	index, _ := r.reach()
 	s.logger.Info("snapshot taken", "id", r.ID, "index", r.Index, "term", r.Term, "received", r.Received, "state_index", index)
+	return nil
+}
+
+// admit gives a snapshot its place in the order, unless it may not be published.
+func (s *Store) admit(r *record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return s.broken
+	}
+	// The state here holds everything up to its live snapshots, which vouch for it. A
+	// received state that goes less far must not replace it; the sender's will have
+	// grown past that when it is asked again.
+	reach, _ := r.reach()
+	for _, o := range s.records {
+		if r.Received && !o.Received && o.Index > reach {
+			return fmt.Errorf("%w: the state goes to index %d, this node's to %d already", hastate.ErrPrecondition, reach, o.Index)
+		}
+	}
+	s.order++
+	r.Order = s.order
 	return nil
 }

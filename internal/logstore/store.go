@@ -80,6 +80,9 @@ type Store struct {
 	tail tail
 	// base and baseTerm are the newest snapshot of this node. Guarded by mu.
 	base, baseTerm uint64
+	// joint is the entry at which a received snapshot meets a log that goes on above
+	// it; 0 if there is none. Compaction leaves it. Guarded by mu.
+	joint uint64
 	// closed is set by Close. Guarded by mu.
 	closed bool
 	// writes counts the durable writes and their duration. Guarded by mu.

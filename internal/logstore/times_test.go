@@ -70,6 +70,7 @@ func TestStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T) {
 	b.put(1, 1, 5)
 	at2 := b.tick()
 	b.put(2, 3, 3)
+	b.tick()
 	b.storedAt(2, at1)
 	b.storedAt(3, at2)
 	b.storedAt(5, at2) // raised with it: an upper bound, and times rise with the index
@@ -235,6 +236,30 @@ func TestForgetDivergent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCompactionLeavesTheJointOfASnapshot: right after an install raft compacts the
+// log up to and including the entry that it is about to need.
+func TestCompactionLeavesTheJointOfASnapshot(t *testing.T) {
+	b := open(t, Options{})
+	b.put(2, 1, 20)
+	if err := b.ForgetDivergent(10, 3); err != nil {
+		t.Fatal(err)
+	}
+	b.del(10, 10)
+	b.bounds(10, 20)
+	b.del(1, 12) // a later compaction does not stop at it
+	b.bounds(13, 20)
+
+	b = open(t, Options{})
+	b.put(2, 1, 20)
+	if err := b.ForgetDivergent(10, 3); err != nil {
+		t.Fatal(err)
+	}
+	b.del(11, 20) // the conflict is cleared, and the log goes on
+	b.put(3, 11, 12)
+	b.del(1, 10)
+	b.bounds(11, 12)
 }
 
 func TestAnEntryThatContradictsTheSnapshotIsRefused(t *testing.T) {

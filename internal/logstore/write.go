@@ -116,6 +116,9 @@ func (s *Store) store(logs []*raft.Log) error {
 	eachRun(logs, func(first, last uint64) { s.stored = s.stored.add(first, last) })
 	for _, l := range logs {
 		s.tail.add(l)
+		if l.Index > s.joint {
+			s.joint = 0 // raft has cleared the conflict above it, if there was one
+		}
 	}
 	s.writes.Entries += uint64(len(logs))
 	return nil
@@ -184,6 +187,9 @@ func (s *Store) deleteSome(first, last uint64) (done bool, err error) {
 	s.mu.RLock()
 	lo, hi := s.stored.clamp(first, last)
 	low, high := s.stored.first(), s.stored.last()
+	if lo <= hi && hi < high && hi == s.joint {
+		hi--
+	}
 	s.mu.RUnlock()
 	if lo > hi {
 		return true, nil
@@ -237,7 +243,9 @@ func (s *Store) forget(from, to, low, high, upTo uint64, now clock.Instant) {
 // the same reason there must be an entry at index with the snapshot's term, or every
 // append after the snapshot is refused and the snapshot is sent for ever
 // (hashicorp/raft#697). It is a no-op that nobody can receive, because the entry
-// before it is gone, and that is never applied, because it lies in the snapshot.
+// before it is gone, and that is never applied, because it lies in the snapshot. Right
+// after the install raft compacts up to it and, with a long tail above, including it;
+// DeleteRange leaves it as long as the tail is that of before the snapshot.
 func (s *Store) ForgetDivergent(index, term uint64) error {
 	s.mu.RLock()
 	have, last := s.stored.contains(index), s.stored.last()
@@ -248,6 +256,7 @@ func (s *Store) ForgetDivergent(index, term uint64) error {
 			return fmt.Errorf("compare log with snapshot at %d: %w", index, err)
 		}
 		if l.Term == term {
+			s.join(index)
 			return nil
 		}
 	}
@@ -262,5 +271,13 @@ func (s *Store) ForgetDivergent(index, term uint64) error {
 	if err := s.StoreLog(&raft.Log{Index: index, Term: term, Type: raft.LogNoop}); err != nil {
 		return fmt.Errorf("mark snapshot at %d in the log: %w", index, err)
 	}
+	s.join(index)
 	return nil
+}
+
+// join keeps the entry at index from compaction.
+func (s *Store) join(index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.joint = index
 }
