@@ -183,7 +183,7 @@ func (n *Node) followMembers(ctx context.Context) error {
 				continue
 			}
 			// An append that waits for it would wait for a long time.
-			n.transport.Disconnect(raft.ServerID(id))
+			n.transport.Disconnect(raft.ServerAddress(id))
 			if err := n.identity.Forget(id); err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ package logstore
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -128,4 +129,16 @@ func (s *script) Before(op string) error {
 		return nil
 	}
 	return f(op)
+}
+
+// memoryDir is a directory in memory where there is one, for tests that write often
+// and do not care for the disk.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "logstore")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
