@@ -170,6 +170,7 @@ func (f *flipped) Read(p []byte) (int, error) {
 }
 
 func newPeer(t testing.TB, id raft.ServerID) *peer {
+	t.Helper()
 	p := &peer{t: t, id: id, dir: memoryDir(t), sm: &machine{}, forget: true}
 	t.Cleanup(p.stop)
 	return p
@@ -179,7 +180,7 @@ func newPeer(t testing.TB, id raft.ServerID) *peer {
 // makes leaders lose their lease.
 func memoryDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "snapshot")
+	dir, err := os.MkdirTemp("/dev/shm", "snapshot") //nolint:usetesting // not on the disk: it is slow and busy
 	if err != nil {
 		return t.TempDir()
 	}

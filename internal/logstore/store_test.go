@@ -113,7 +113,7 @@ func TestAStoreAnswersLikeAMap(t *testing.T) {
 		}
 		defer func() {
 			for _, b := range stores {
-				_ = b.Store.Close()
+				_ = b.Close()
 			}
 		}()
 		model := map[uint64]raft.Log{}
@@ -271,7 +271,7 @@ func TestAStalledWriteShowsItsAge(t *testing.T) {
 func TestAClosedStoreRefuses(t *testing.T) {
 	b := open(t, Options{})
 	b.put(1, 1, 1)
-	if err := errors.Join(b.Store.Close(), b.Store.Close()); err != nil {
+	if err := errors.Join(b.Close(), b.Store.Close()); err != nil {
 		t.Fatal(err)
 	}
 	var l raft.Log
