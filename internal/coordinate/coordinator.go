@@ -29,7 +29,7 @@ const (
 	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
 
 	// DefaultPromoteTimeout and DefaultDrain are for groups whose policy has none.
-	DefaultPromoteTimeout = 30 * time.Second
+	DefaultPromoteTimeout = 10 * time.Second
 	DefaultDrain          = 10 * time.Second
 )
 

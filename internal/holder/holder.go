@@ -152,7 +152,7 @@ func (h *Holder) Canvass(context.Context) *pb.CanvassResponse {
 		AppliedIndex: applied,
 		Load:         s.Status.InFlight + s.Status.Queued,
 		Tags:         h.cfg.Tags,
-		Unwilling:    s.Stopping || h.cfg.Clock.Now() < s.UnwillingUntil,
+		Unwilling:    s.Stopping || s.Unclean || h.cfg.Clock.Now() < s.UnwillingUntil,
 	}
 }
 

@@ -33,7 +33,7 @@ type script struct {
 func newScript(t *testing.T, canKill bool) *script {
 	t.Helper()
 	s := &script{t: t, m: newMachine("n1", "g", election.Lan, canKill)}
-	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY}})
+	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY, Role: pb.Role_ROLE_STANDBY}})
 	return s
 }
 
@@ -178,7 +178,12 @@ func TestMachineLosesLease(t *testing.T) {
 			s.expect(1115*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "release 5")
 		}},
 		{"process gone", true, func(s *script) {
-			s.expect(100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, release 5")
+			s.do(1000*ms, evRenewed{epoch: 5, q: at(1000 * ms), outcome: accepted})
+			s.expect(1100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, release 5")
+		}},
+		{"process gone, but Promote has just returned", true, func(s *script) {
+			s.expect(100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, demote 5 ABORT")
+			s.expect(101*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "release 5")
 		}},
 		{"failed and does not obey", true, func(s *script) {
 			s.expect(100*ms, evStatus{status: failed}, "STANDBY 5, demote 5 ABORT")
@@ -193,7 +198,8 @@ func TestMachineLosesLease(t *testing.T) {
 			s.expect(110*ms, evDemoted{epoch: 5, call: s.m.fence.call, err: errors.New("no")}, "")
 			s.expect(120*ms, nominate(9), "consent=false")
 			s.expect(130*ms, evTimer{}, "demote 5 ABORT")
-			s.expect(140*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "release 5")
+			s.expect(140*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "")
+			s.expect(1021*ms, evTimer{}, "release 5")
 		}},
 		{"revoked", false, func(s *script) {
 			s.expect(100*ms, s.record(func(g *pb.Group) { g.Revoked = true }), "STANDBY 5, demote 5 ABORT")
@@ -451,6 +457,58 @@ func TestMachineGrants(t *testing.T) {
 		s.do(0, nominate(7))
 		s.do(5*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN}})
 		s.expect(10*ms, s.grant(2000, 7), "STANDBY 2000, release 2000")
+	})
+}
+
+// After a restart the instance may be promoted under an epoch that nobody holds.
+func TestMachineCleansUp(t *testing.T) {
+	start := func(t *testing.T, status Status) *script {
+		s := &script{t: t, m: newMachine("n1", "g", election.Lan, false)}
+		s.expect(0, evStatus{status: status}, "")
+		return s
+	}
+	ready := Status{State: pb.InstanceState_INSTANCE_STATE_READY}
+	other := func(s *script) evRecord {
+		return s.record(func(g *pb.Group) { g.Phase, g.Holder, g.Epoch = pb.GroupPhase_GROUP_PHASE_SERVING, "n2", 9 })
+	}
+	t.Run("demoted before it consents", func(t *testing.T) {
+		s := start(t, ready)
+		s.expect(0, other(s), "demote 9 ABORT")
+		s.expect(10*ms, nominate(1), "consent=false")
+		s.expect(20*ms, evDemoted{epoch: 9, call: s.m.clean.call, err: errors.New("busy")}, "")
+		s.expect(40*ms, evTimer{}, "demote 1000 ABORT")
+		s.expect(50*ms, evDemoted{epoch: 1000, call: s.m.clean.call}, "")
+		s.expect(60*ms, nominate(1), "consent=true")
+	})
+	t.Run("it knows a newer epoch than the state that is found", func(t *testing.T) {
+		s := start(t, ready)
+		s.do(0, other(s))
+		s.expect(10*ms, evDemoted{epoch: 9, call: s.m.clean.call, err: &hastate.FencedError{Epoch: 9, NewestEpoch: 12}}, "demote 12 ABORT")
+		s.expect(20*ms, evDemoted{epoch: 12, call: s.m.clean.call}, "")
+		s.expect(30*ms, nominate(1), "consent=true")
+	})
+	t.Run("it says that it is a standby", func(t *testing.T) {
+		s := start(t, Status{State: ready.State, Role: pb.Role_ROLE_STANDBY})
+		s.expect(0, other(s), "")
+	})
+	t.Run("it is gone", func(t *testing.T) {
+		s := start(t, Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true})
+		s.expect(0, other(s), "")
+	})
+	t.Run("nothing was ever granted", func(t *testing.T) {
+		s := start(t, ready)
+		s.expect(10*ms, evNominate{req: &pb.NominateRequest{Nomination: 1}}, "consent=true")
+	})
+	t.Run("a Promote comes back with success after a kill", func(t *testing.T) {
+		s := newScript(t, true)
+		s.do(0, nominate(7))
+		s.do(10*ms, s.grant(2000, 7))
+		s.do(1038*ms, evTimer{})
+		s.do(1113*ms, evTimer{})
+		s.expect(1120*ms, evKilled{epoch: 2000}, "release 2000")
+		s.do(1130*ms, evReleased{epoch: 2000, outcome: accepted})
+		s.expect(1140*ms, evPromoted{epoch: 2000}, "demote 2000 ABORT")
+		s.expect(1150*ms, nominate(8), "consent=false")
 	})
 }
 
