@@ -299,6 +299,22 @@ func TestMachineFence(t *testing.T) {
 			s.do(100*ms, ask(1, 5, 5000))
 			s.expect(110*ms, evDemoted{epoch: 5, call: s.m.fence.call, err: errors.New("no")}, "STANDBY 5, demote 5 ABORT")
 		}},
+		{"the Demote that drained comes back after abort", func(s *script) {
+			s.do(100*ms, ask(1, 5, 5000))
+			drained := s.m.fence.call
+			s.do(110*ms, ask(2, 5, 0))
+			s.expect(120*ms, evDemoted{epoch: 5, call: drained, err: errors.New("cancelled")}, "")
+			s.expect(130*ms, evTimer{}, "")
+		}},
+		{"drain while Promote is repeated and does not return", func(s *script) {
+			s.expect(90*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}}, "touch")
+			s.expect(100*ms, ask(1, 5, 5000), "DRAINING 5, cancel")
+			s.do(210*ms, evTimer{})
+			s.expect(250*ms, evTimer{}, "demote 5 DRAIN")
+			s.expect(260*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "STANDBY 5, cancel")
+			s.expect(270*ms, evPromoted{epoch: 5, touch: true}, "demote 5 ABORT")
+			s.expect(280*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "fenced=true")
+		}},
 		{"another epoch", func(s *script) {
 			s.expect(100*ms, ask(1, 4, 0), "fenced=false")
 			s.expect(100*ms, ask(1, 6, 0), "fenced=false")
@@ -509,6 +525,24 @@ func TestMachineCleansUp(t *testing.T) {
 		s.do(1130*ms, evReleased{epoch: 2000, outcome: accepted})
 		s.expect(1140*ms, evPromoted{epoch: 2000}, "demote 2000 ABORT")
 		s.expect(1150*ms, nominate(8), "consent=false")
+	})
+	// soiled has consented, and then learns that its instance may be promoted.
+	soiled := func(t *testing.T) *script {
+		s := newScript(t, false)
+		s.do(0, nominate(7))
+		s.expect(10*ms, evPromoted{epoch: 1500}, "demote 1500 ABORT")
+		return s
+	}
+	t.Run("Promote does not overtake the Demote that cleans up", func(t *testing.T) {
+		s := soiled(t)
+		s.expect(20*ms, s.grant(2000, 7), "")
+		s.expect(30*ms, evDemoted{epoch: 1500, call: s.m.clean.call}, "STANDBY 2000, promote 2000, renew")
+	})
+	t.Run("a grant that comes too late is not released before", func(t *testing.T) {
+		s := soiled(t)
+		s.expect(20*ms, s.grant(2000, 7), "")
+		s.expect(1100*ms, evDemoted{epoch: 1500, call: s.m.clean.call, err: errors.New("busy")}, "STANDBY 2000, demote 2000 ABORT")
+		s.expect(1110*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000")
 	})
 }
 
