@@ -170,7 +170,8 @@ func TestWorldFindsOutWrongRules(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(3000) {
+			// One of the first seeds finds it; the others are for when the world changes.
+			for seed := uint64(400); seed < 4000; seed++ {
 				r := rand.New(rand.NewPCG(seed, 2))
 				w := randomWorld(r.IntN)
 				w.waits, w.ops = waits, calm
