@@ -7,6 +7,8 @@ import (
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
+const reasonUnclean = "its instance may still serve under an older epoch: it is demoted first"
+
 // cleaning is about an instance that may be promoted under an epoch that this
 // process does not hold: a former process of this node may have ended without
 // demoting it, and may not have applied its own grant to the state that is found
@@ -15,7 +17,8 @@ import (
 type cleaning struct {
 	needed bool
 	// start: nothing but a former process is the reason, so that an instance that
-	// says that it is a standby is believed.
+	// remembers an epoch and says that it is a standby is believed. Without an epoch
+	// it may be its adapter that says so, which is as new as this process.
 	start bool
 	// epoch is the newest that is known; 0: nothing was ever granted.
 	epoch uint64
@@ -44,7 +47,7 @@ func (m *machine) tickCleaning(now clock.Instant) {
 	if !c.needed || c.call != 0 {
 		return
 	}
-	if m.gone(now) || (c.start && m.known && m.status.Role == pb.Role_ROLE_STANDBY) {
+	if m.gone(now) || (c.start && m.status.Epoch > 0 && m.status.Role == pb.Role_ROLE_STANDBY) {
 		c.needed = false
 		return
 	}

@@ -36,7 +36,7 @@ func (m *machine) refusal(now clock.Instant, req *pb.NominateRequest) string {
 	case m.phase == phaseFencing:
 		return fmt.Sprintf("its instance still has to be silenced after epoch %d", m.lease.Epoch())
 	case m.unclean(req.GetEpoch()):
-		return "its instance may still serve under an older epoch: it is demoted first"
+		return reasonUnclean
 	case !m.known:
 		return "its instance has not reported yet"
 	case state == pb.InstanceState_INSTANCE_STATE_READY:

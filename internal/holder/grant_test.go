@@ -190,8 +190,12 @@ func TestMachineCleansUp(t *testing.T) {
 		s.expect(30*ms, nominate(1), "consent=true")
 	})
 	t.Run("it says that it is a standby", func(t *testing.T) {
-		s := start(t, Status{State: ready.State, Role: pb.Role_ROLE_STANDBY})
+		s := start(t, Status{State: ready.State, Role: pb.Role_ROLE_STANDBY, Epoch: 3})
 		s.expect(0, other(s), "")
+	})
+	t.Run("only its adapter says so", func(t *testing.T) {
+		s := start(t, Status{State: ready.State, Role: pb.Role_ROLE_STANDBY})
+		s.expect(0, other(s), "demote 9 ABORT")
 	})
 	t.Run("it is gone", func(t *testing.T) {
 		s := start(t, Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true})

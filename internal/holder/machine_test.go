@@ -32,7 +32,8 @@ type script struct {
 func newScript(t *testing.T, canKill bool) *script {
 	t.Helper()
 	s := &script{t: t, m: newMachine("n1", "g", election.Lan, canKill)}
-	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY, Role: pb.Role_ROLE_STANDBY}})
+	s.m.clean.needed = false // no former process has left anything
+	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY}})
 	return s
 }
 
