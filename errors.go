@@ -165,12 +165,14 @@ func detailOf(err error) (codes.Code, protoadapt.MessageV1) {
 		expired   *ClientExpiredError
 	)
 	switch {
+	// First: an error that also says "not the leader" must not pass for one that
+	// was certainly not applied.
+	case errors.As(err, &unknown):
+		return codes.Aborted, &pb.OutcomeUnknown{Reason: unknown.Reason}
 	case errors.As(err, &notLeader):
 		return codes.Unavailable, &pb.NotLeader{LeaderId: notLeader.LeaderID, LeaderAddress: notLeader.LeaderAddress}
 	case errors.As(err, &fenced):
 		return codes.FailedPrecondition, &pb.Fenced{Group: fenced.Group, Epoch: fenced.Epoch, NewestEpoch: fenced.NewestEpoch, Holder: fenced.Holder}
-	case errors.As(err, &unknown):
-		return codes.Aborted, &pb.OutcomeUnknown{Reason: unknown.Reason}
 	case errors.As(err, &compacted):
 		return codes.OutOfRange, &pb.Compacted{OldestRevision: compacted.Oldest, NewestRevision: compacted.Newest}
 	case errors.As(err, &limit):
@@ -183,6 +185,38 @@ func detailOf(err error) (codes.Code, protoadapt.MessageV1) {
 	return codes.OK, nil
 }
 
+// bareDetailOf is detailOf for an error that matches a sentinel without being
+// its typed error: the detail has no particulars, but the other side still
+// matches the sentinel. A bare ErrNotLeader names no leader, so it arrives as
+// ErrNoLeader.
+func bareDetailOf(err error) (codes.Code, protoadapt.MessageV1) {
+	switch {
+	case errors.Is(err, ErrOutcomeUnknown):
+		return codes.Aborted, &pb.OutcomeUnknown{Reason: err.Error()}
+	case errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader):
+		return codes.Unavailable, &pb.NotLeader{}
+	case errors.Is(err, ErrFenced):
+		return codes.FailedPrecondition, &pb.Fenced{}
+	case errors.Is(err, ErrCompacted):
+		return codes.OutOfRange, &pb.Compacted{}
+	case errors.Is(err, ErrLimit):
+		return codes.ResourceExhausted, &pb.LimitExceeded{Limit: err.Error()}
+	case errors.Is(err, ErrConflict):
+		return codes.FailedPrecondition, &pb.Conflict{Reason: err.Error()}
+	case errors.Is(err, ErrClientExpired):
+		return codes.FailedPrecondition, &pb.ClientExpired{}
+	}
+	return codes.OK, nil
+}
+
+func withDetail(code codes.Code, err error, detail protoadapt.MessageV1) error {
+	st, derr := status.New(code, err.Error()).WithDetails(detail)
+	if derr != nil {
+		return status.Error(code, err.Error())
+	}
+	return st.Err()
+}
+
 // ToStatus gives an error its gRPC form: a code and, for typed errors, a detail.
 // An error that is a gRPC status already stays as it is; any other becomes
 // INTERNAL. nil gives nil.
@@ -191,17 +225,10 @@ func ToStatus(err error) error {
 		return nil
 	}
 	if code, detail := detailOf(err); detail != nil {
-		st, derr := status.New(code, err.Error()).WithDetails(detail)
-		if derr != nil {
-			return status.Error(code, err.Error())
-		}
-		return st.Err()
+		return withDetail(code, err, detail)
 	}
-	switch {
-	case errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader):
-		return ToStatus(&NotLeaderError{})
-	case errors.Is(err, ErrOutcomeUnknown):
-		return ToStatus(&OutcomeUnknownError{Reason: err.Error()})
+	if code, detail := bareDetailOf(err); detail != nil {
+		return withDetail(code, err, detail)
 	}
 	for _, p := range plain {
 		if errors.Is(err, p.err) {

@@ -12,4 +12,7 @@
 // renewal, and the grant carries a compare-and-set on that renewal. A renewal
 // that a holder relies on is committed, so it is in the log of every later
 // leader, which stored it after q: no timing of elections is used.
+//
+// The tests named StateSpace drive these functions through every interleaving of
+// small clusters, and find two primaries as soon as one of the rules is left out.
 package election

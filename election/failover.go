@@ -53,9 +53,9 @@ func (a Action) String() string {
 	return "unknown action"
 }
 
-// GroupView is all that a leader's decision about one group depends on. Read the
-// barrier first, then the group, then when its last_renew was stored, then Now:
-// any of them read too early errs on the unsafe side.
+// GroupView is all that a leader's decision about one group depends on. The
+// barrier has to be seen before Group is read, and RenewStoredAt must be that of
+// the very last_renew in Group.
 type GroupView struct {
 	Group *pb.Group
 	// Leader says whether the barrier was applied and when Group.last_renew was

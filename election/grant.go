@@ -13,13 +13,16 @@ import (
 // granted. All of it must have been read after the barrier.
 type LeaderView struct {
 	// BarrierApplied: an entry of this leader's own term has been applied here,
-	// so that Group reflects everything committed before the term.
+	// so that Group reflects everything committed before the term. Without it the
+	// leader would decide on the past. (That alone would grant nothing twice: the
+	// Grant's compare-and-set is refused then. Neither is to be relied on alone.)
 	BarrierApplied bool
 	Phase          pb.GroupPhase
 	TTL            time.Duration
 	// RenewStoredAt is not earlier than the time at which this node first stored
 	// the entry Group.last_renew; after a restart or a snapshot install it is the
-	// time of that.
+	// time of that. Never earlier, or a holder is overtaken: if it is not known,
+	// use now.
 	RenewStoredAt clock.Instant
 }
 

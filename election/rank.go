@@ -6,11 +6,13 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
-// Candidate is how one instance stands when the leader looks for a primary.
+// Candidate is how one instance stands when the leader looks for a primary. A
+// node has at most one instance in a group: NodeID is unique among candidates.
 type Candidate struct {
 	NodeID      string
 	State       pb.InstanceState
@@ -27,16 +29,17 @@ type Candidate struct {
 
 // Preference is what the group asks of a candidate.
 type Preference struct {
-	// DesiredDigest: only instances with this model; empty: any.
+	// DesiredDigest: only instances with this model; empty: any, none is preferred.
 	DesiredDigest string
 	// NewestIndex is the newest applied index known, MaxLag how far a candidate
 	// may be behind it (0: no limit).
 	NewestIndex, MaxLag uint64
 	Zone                string
-	// Only restricts the choice to one node; empty: all.
+	// Only restricts the choice to one node, also if it is tagged no-failover: it
+	// was named. Empty: all.
 	Only string
-	// Force also takes instances that are not hot, tagged no-failover or
-	// unwilling, if nothing better is there.
+	// Force also takes instances that have another model, are too far behind, are
+	// tagged no-failover or are unwilling, if nothing better is there.
 	Force bool
 }
 
@@ -80,11 +83,13 @@ func refusal(c Candidate, p Preference) string {
 	switch {
 	case p.Only != "" && c.NodeID != p.Only:
 		return "another node was asked for"
+	case heat(c.State) == 0 && c.Reason == "":
+		return "it is " + stateName(c.State)
 	case heat(c.State) == 0:
 		return fmt.Sprintf("it is %s: %s", stateName(c.State), c.Reason)
-	case p.DesiredDigest != "" && c.ModelDigest != p.DesiredDigest && !p.Force:
+	case !p.wantsModel(c) && !p.Force:
 		return fmt.Sprintf("it has model %q, the group wants %q", c.ModelDigest, p.DesiredDigest)
-	case p.MaxLag > 0 && c.AppliedIndex+p.MaxLag < p.NewestIndex && !p.Force:
+	case p.lags(c) && !p.Force:
 		return fmt.Sprintf("it is %d entries behind, %d are allowed", p.NewestIndex-c.AppliedIndex, p.MaxLag)
 	case c.Unwilling && !p.Force:
 		return "it is stopping, or backs off after a failed promotion"
@@ -94,6 +99,17 @@ func refusal(c Candidate, p Preference) string {
 	return ""
 }
 
+// wantsModel reports whether the candidate has a model that will do.
+func (p Preference) wantsModel(c Candidate) bool {
+	return p.DesiredDigest == "" || c.ModelDigest == p.DesiredDigest
+}
+
+// lags reports whether the candidate is too far behind.
+func (p Preference) lags(c Candidate) bool {
+	return p.MaxLag > 0 && c.AppliedIndex < p.NewestIndex && p.NewestIndex-c.AppliedIndex > p.MaxLag
+}
+
+// compare orders two candidates, the better first. It is 0 only for the same node.
 func compare(a, b Candidate, p Preference) int {
 	yes := func(ok bool) int {
 		if ok {
@@ -105,7 +121,8 @@ func compare(a, b Candidate, p Preference) int {
 		cmp.Compare(yes(!a.Tags.GetNoFailover()), yes(!b.Tags.GetNoFailover())),
 		cmp.Compare(yes(!a.Unwilling), yes(!b.Unwilling)),
 		cmp.Compare(heat(b.State), heat(a.State)),
-		cmp.Compare(yes(a.ModelDigest == p.DesiredDigest), yes(b.ModelDigest == p.DesiredDigest)),
+		cmp.Compare(yes(p.wantsModel(a)), yes(p.wantsModel(b))),
+		cmp.Compare(yes(!p.lags(a)), yes(!p.lags(b))),
 		cmp.Compare(b.Tags.GetPriority(), a.Tags.GetPriority()),
 		cmp.Compare(yes(p.Zone != "" && a.Tags.GetZone() == p.Zone), yes(p.Zone != "" && b.Tags.GetZone() == p.Zone)),
 		cmp.Compare(a.Load, b.Load),
@@ -114,6 +131,5 @@ func compare(a, b Candidate, p Preference) int {
 }
 
 func stateName(s pb.InstanceState) string {
-	const prefix = "INSTANCE_STATE_"
-	return s.String()[min(len(prefix), len(s.String())):]
+	return strings.TrimPrefix(s.String(), "INSTANCE_STATE_")
 }

@@ -236,7 +236,7 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 // itself. What it counts began with the first call, maybe long ago: it is told
 // again at once.
 func (m *machine) beginTouch(now clock.Instant) {
-	if m.phase == phaseServing && m.hold.touchAt == never && m.info.has(pb.Capability_CAPABILITY_LEASE) {
+	if m.phase == phaseServing && m.hold.touchAt == never && m.info.Has(pb.Capability_CAPABILITY_LEASE) {
 		m.hold.touchAt, m.hold.countsUntil = now, m.lease.FenceAt(m.hold.margin)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 func TestMachinePromotion(t *testing.T) {
 	start := func(t *testing.T) *script {
+		t.Helper()
 		s := newScript(t, true)
 		s.expect(0, nominate(7), "consent=true")
 		s.expect(10*ms, s.grant(2000, 7), "STANDBY 2000, promote 2000, renew")
@@ -165,6 +166,7 @@ func TestMachineGrants(t *testing.T) {
 // After a restart the instance may be promoted under an epoch that nobody holds.
 func TestMachineCleansUp(t *testing.T) {
 	start := func(t *testing.T, status Status) *script {
+		t.Helper()
 		s := &script{t: t, m: newMachine("n1", "g", election.Lan, false)}
 		s.expect(0, evStatus{status: status}, "")
 		return s
@@ -218,6 +220,7 @@ func TestMachineCleansUp(t *testing.T) {
 	})
 	// soiled has consented, and then learns that its instance may be promoted.
 	soiled := func(t *testing.T) *script {
+		t.Helper()
 		s := newScript(t, false)
 		s.do(0, nominate(7))
 		s.expect(10*ms, evPromoted{epoch: 1500}, "demote 1500 ABORT")

@@ -4,9 +4,8 @@ package holder
 
 import (
 	"context"
-	"slices"
-	"time"
 
+	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
@@ -25,48 +24,17 @@ type Instance interface {
 	Demote(ctx context.Context, d Demotion) error
 }
 
-// Info is what a server says of itself.
-type Info struct {
-	Engine, EngineVersion string
-	Capabilities          []pb.Capability
-}
-
-// Status is how an instance stands.
-type Status struct {
-	State pb.InstanceState
-	// Gone: the process certainly is gone.
-	Gone bool
-	// Role is what the server was told to be, as far as is known.
-	Role pb.Role
-	// Model is the first model in memory, nil if none is known.
-	Model            *pb.ModelRef
-	Models           []*pb.ModelRef
-	InFlight, Queued uint32
-	// Steps grows with each unit of work.
-	Steps uint64
-	// Epoch is the newest that the server has accepted, 0 if it does not say.
-	Epoch uint64
-	// Reason is why, for people.
-	Reason string
-}
-
-// Promotion is the order to become the primary.
-type Promotion struct {
-	Group string
-	Epoch uint64
-	// Lease is what is left of it, less the fence margin.
-	Lease time.Duration
-	Model *pb.ModelRef
-}
-
-// Demotion is the order to stop being the primary.
-type Demotion struct {
-	Group string
-	Epoch uint64
-	Mode  pb.DemoteMode
-	// Deadline is after what time running work is ended even in DRAIN mode.
-	Deadline time.Duration
-}
+// What passes between a holder and its instance is the instance package's.
+type (
+	// Info is what a server says of itself.
+	Info = instance.Info
+	// Status is how an instance stands.
+	Status = instance.Status
+	// Promotion is the order to become the primary.
+	Promotion = instance.Promotion
+	// Demotion is the order to stop being the primary.
+	Demotion = instance.Demotion
+)
 
 // State is the replicated state as this node has applied it.
 type State interface {
@@ -132,5 +100,3 @@ type Snapshot struct {
 	// Reason is why the last lease ended, for people.
 	Reason string
 }
-
-func (i Info) has(c pb.Capability) bool { return slices.Contains(i.Capabilities, c) }

@@ -49,7 +49,7 @@ func (w *world) happen(pick func(int) int) {
 	case op < 73:
 		w.passUntilGrantable(n)
 	case op < 80:
-		w.pass([]time.Duration{1, 3, 20, 60, 150, 400, 1250}[pick(7)]*time.Millisecond, pick)
+		w.pass([]time.Duration{ms, 3 * ms, 20 * ms, 60 * ms, 150 * ms, 400 * ms, 1250 * ms}[pick(7)], pick)
 	case op < 91:
 		w.findPrimary(n.id)
 	case op < 93:

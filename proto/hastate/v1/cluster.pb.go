@@ -191,7 +191,9 @@ func (x *Member) GetVersion() string {
 }
 
 type StatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Compute state_hash: it reads the whole state of the answering node.
+	WithHash      bool `protobuf:"varint,1,opt,name=with_hash,json=withHash,proto3" json:"with_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +228,13 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 	return file_hastate_v1_cluster_proto_rawDescGZIP(), []int{1}
 }
 
+func (x *StatusRequest) GetWithHash() bool {
+	if x != nil {
+		return x.WithHash
+	}
+	return false
+}
+
 type StatusResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Header *ReplyHeader           `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -238,8 +247,7 @@ type StatusResponse struct {
 	AppliedIndex  uint64 `protobuf:"varint,7,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	// Milliseconds since the last contact with the leader.
 	LeaderContactMs uint64 `protobuf:"varint,8,opt,name=leader_contact_ms,json=leaderContactMs,proto3" json:"leader_contact_ms,omitempty"`
-	// Hex digest of the replicated state at applied_index, if it was asked for by
-	// a test; empty otherwise.
+	// Hex digest of the replicated state at hash_index, if it was asked for.
 	StateHash string      `protobuf:"bytes,9,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	Members   []*Member   `protobuf:"bytes,10,rep,name=members,proto3" json:"members,omitempty"`
 	Groups    []*Group    `protobuf:"bytes,11,rep,name=groups,proto3" json:"groups,omitempty"`
@@ -250,7 +258,9 @@ type StatusResponse struct {
 	// Name of the timeout profile.
 	Profile string `protobuf:"bytes,16,opt,name=profile,proto3" json:"profile,omitempty"`
 	// What is wrong, one line each; empty if nothing is.
-	Problems      []string `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Log index that state_hash is of.
+	HashIndex     uint64 `protobuf:"varint,18,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -402,6 +412,13 @@ func (x *StatusResponse) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetHashIndex() uint64 {
+	if x != nil {
+		return x.HashIndex
+	}
+	return 0
 }
 
 type ListMembersRequest struct {
@@ -1169,8 +1186,9 @@ const file_hastate_v1_cluster_proto_rawDesc = "" +
 	"\treachable\x18\x06 \x01(\bR\treachable\x12&\n" +
 	"\x0flast_contact_ms\x18\a \x01(\x04R\rlastContactMs\x12#\n" +
 	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\"\x0f\n" +
-	"\rStatusRequest\"\x8a\x05\n" +
+	"\aversion\x18\t \x01(\tR\aversion\",\n" +
+	"\rStatusRequest\x12\x1b\n" +
+	"\twith_hash\x18\x01 \x01(\bR\bwithHash\"\xa9\x05\n" +
 	"\x0eStatusResponse\x12/\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.hastate.v1.ReplyHeaderR\x06header\x12\x1d\n" +
 	"\n" +
@@ -1191,7 +1209,9 @@ const file_hastate_v1_cluster_proto_rawDesc = "" +
 	"\aversion\x18\x0e \x01(\tR\aversion\x12\x1b\n" +
 	"\tuptime_ms\x18\x0f \x01(\x04R\buptimeMs\x12\x18\n" +
 	"\aprofile\x18\x10 \x01(\tR\aprofile\x12\x1a\n" +
-	"\bproblems\x18\x11 \x03(\tR\bproblems\"\x14\n" +
+	"\bproblems\x18\x11 \x03(\tR\bproblems\x12\x1d\n" +
+	"\n" +
+	"hash_index\x18\x12 \x01(\x04R\thashIndex\"\x14\n" +
 	"\x12ListMembersRequest\"t\n" +
 	"\x13ListMembersResponse\x12/\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.hastate.v1.ReplyHeaderR\x06header\x12,\n" +

@@ -208,18 +208,20 @@ type GroupPolicy struct {
 	// After this many failovers without a calm period between them the group
 	// waits for an acknowledgement; 0 switches the hold off.
 	MaxFailovers uint32 `protobuf:"varint,2,opt,name=max_failovers,json=maxFailovers,proto3" json:"max_failovers,omitempty"`
-	// Length of a calm period in milliseconds.
+	// Length of a calm period in milliseconds; 0: 600,000.
 	CalmMs uint64 `protobuf:"varint,3,opt,name=calm_ms,json=calmMs,proto3" json:"calm_ms,omitempty"`
 	// A candidate may lag at most this many log entries behind; 0: no limit.
 	MaxLag uint64 `protobuf:"varint,4,opt,name=max_lag,json=maxLag,proto3" json:"max_lag,omitempty"`
-	// Longest wait for running work in a switchover, in milliseconds.
+	// Longest wait for running work in a switchover, in milliseconds; 0: 10,000.
 	DrainMs uint32 `protobuf:"varint,5,opt,name=drain_ms,json=drainMs,proto3" json:"drain_ms,omitempty"`
-	// Longest time for one Promote call, in milliseconds.
+	// Longest time for one Promote call, in milliseconds; 0: 10,000.
 	PromoteTimeoutMs uint32 `protobuf:"varint,6,opt,name=promote_timeout_ms,json=promoteTimeoutMs,proto3" json:"promote_timeout_ms,omitempty"`
 	// Zone whose instances are preferred.
 	PreferredZone string `protobuf:"bytes,7,opt,name=preferred_zone,json=preferredZone,proto3" json:"preferred_zone,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Largest session value of the group in bytes; 0: 65,536, at most 524,288.
+	SessionValueBytes uint32 `protobuf:"varint,8,opt,name=session_value_bytes,json=sessionValueBytes,proto3" json:"session_value_bytes,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GroupPolicy) Reset() {
@@ -301,6 +303,13 @@ func (x *GroupPolicy) GetPreferredZone() string {
 	return ""
 }
 
+func (x *GroupPolicy) GetSessionValueBytes() uint32 {
+	if x != nil {
+		return x.SessionValueBytes
+	}
+	return 0
+}
+
 // Group is the replicated record of one group.
 type Group struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -340,8 +349,11 @@ type Group struct {
 	// Leader's wall clock at the last Release or Revoke, Unix milliseconds. For
 	// the history only.
 	ReleasedUnixMs int64 `protobuf:"varint,19,opt,name=released_unix_ms,json=releasedUnixMs,proto3" json:"released_unix_ms,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How long the last holder took from the first sign of trouble to being
+	// fenced, kept for the next transition.
+	ReleaseDetectMs uint64 `protobuf:"varint,20,opt,name=release_detect_ms,json=releaseDetectMs,proto3" json:"release_detect_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Group) Reset() {
@@ -503,6 +515,13 @@ func (x *Group) GetTransitions() uint64 {
 func (x *Group) GetReleasedUnixMs() int64 {
 	if x != nil {
 		return x.ReleasedUnixMs
+	}
+	return 0
+}
+
+func (x *Group) GetReleaseDetectMs() uint64 {
+	if x != nil {
+		return x.ReleaseDetectMs
 	}
 	return 0
 }
@@ -2131,7 +2150,7 @@ var File_hastate_v1_group_proto protoreflect.FileDescriptor
 const file_hastate_v1_group_proto_rawDesc = "" +
 	"\n" +
 	"\x16hastate/v1/group.proto\x12\n" +
-	"hastate.v1\x1a\x17hastate/v1/common.proto\x1a\x19hastate/v1/instance.proto\"\xeb\x01\n" +
+	"hastate.v1\x1a\x17hastate/v1/common.proto\x1a\x19hastate/v1/instance.proto\"\x9b\x02\n" +
 	"\vGroupPolicy\x12\x15\n" +
 	"\x06ttl_ms\x18\x01 \x01(\rR\x05ttlMs\x12#\n" +
 	"\rmax_failovers\x18\x02 \x01(\rR\fmaxFailovers\x12\x17\n" +
@@ -2139,7 +2158,8 @@ const file_hastate_v1_group_proto_rawDesc = "" +
 	"\amax_lag\x18\x04 \x01(\x04R\x06maxLag\x12\x19\n" +
 	"\bdrain_ms\x18\x05 \x01(\rR\adrainMs\x12,\n" +
 	"\x12promote_timeout_ms\x18\x06 \x01(\rR\x10promoteTimeoutMs\x12%\n" +
-	"\x0epreferred_zone\x18\a \x01(\tR\rpreferredZone\"\x84\x05\n" +
+	"\x0epreferred_zone\x18\a \x01(\tR\rpreferredZone\x12.\n" +
+	"\x13session_value_bytes\x18\b \x01(\rR\x11sessionValueBytes\"\xb0\x05\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x16.hastate.v1.GroupPhaseR\x05phase\x12\x16\n" +
@@ -2164,7 +2184,8 @@ const file_hastate_v1_group_proto_rawDesc = "" +
 	"\x0erelease_reason\x18\x10 \x01(\tR\rreleaseReason\x12\x1a\n" +
 	"\brevision\x18\x11 \x01(\x04R\brevision\x12 \n" +
 	"\vtransitions\x18\x12 \x01(\x04R\vtransitions\x12(\n" +
-	"\x10released_unix_ms\x18\x13 \x01(\x03R\x0ereleasedUnixMs\"\xaa\x02\n" +
+	"\x10released_unix_ms\x18\x13 \x01(\x03R\x0ereleasedUnixMs\x12*\n" +
+	"\x11release_detect_ms\x18\x14 \x01(\x04R\x0freleaseDetectMs\"\xaa\x02\n" +
 	"\bInstance\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x18\n" +

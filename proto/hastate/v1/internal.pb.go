@@ -2349,7 +2349,7 @@ var File_hastate_v1_internal_proto protoreflect.FileDescriptor
 const file_hastate_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"\x19hastate/v1/internal.proto\x12\n" +
-	"hastate.v1\x1a\x14hastate/v1/log.proto\x1a\x16hastate/v1/group.proto\x1a\x19hastate/v1/instance.proto\"[\n" +
+	"hastate.v1\x1a\x16hastate/v1/group.proto\x1a\x19hastate/v1/instance.proto\x1a\x14hastate/v1/log.proto\"[\n" +
 	"\n" +
 	"RaftHeader\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\x03R\x0fprotocolVersion\x12\x0e\n" +
@@ -2672,9 +2672,9 @@ func file_hastate_v1_internal_proto_init() {
 	if File_hastate_v1_internal_proto != nil {
 		return
 	}
-	file_hastate_v1_log_proto_init()
 	file_hastate_v1_group_proto_init()
 	file_hastate_v1_instance_proto_init()
+	file_hastate_v1_log_proto_init()
 	file_hastate_v1_internal_proto_msgTypes[14].OneofWrappers = []any{
 		(*InstallSnapshotRequest_Header)(nil),
 		(*InstallSnapshotRequest_Chunk)(nil),

@@ -2476,7 +2476,7 @@ var File_hastate_v1_log_proto protoreflect.FileDescriptor
 const file_hastate_v1_log_proto_rawDesc = "" +
 	"\n" +
 	"\x14hastate/v1/log.proto\x12\n" +
-	"hastate.v1\x1a\x16hastate/v1/group.proto\x1a\x17hastate/v1/common.proto\x1a\x18hastate/v1/cluster.proto\x1a\x16hastate/v1/model.proto\x1a\x18hastate/v1/session.proto\"Z\n" +
+	"hastate.v1\x1a\x18hastate/v1/cluster.proto\x1a\x17hastate/v1/common.proto\x1a\x16hastate/v1/group.proto\x1a\x16hastate/v1/model.proto\x1a\x18hastate/v1/session.proto\"Z\n" +
 	"\x05Entry\x12 \n" +
 	"\fwall_unix_ms\x18\x01 \x01(\x03R\n" +
 	"wallUnixMs\x12/\n" +
@@ -2785,9 +2785,9 @@ func file_hastate_v1_log_proto_init() {
 	if File_hastate_v1_log_proto != nil {
 		return
 	}
-	file_hastate_v1_group_proto_init()
-	file_hastate_v1_common_proto_init()
 	file_hastate_v1_cluster_proto_init()
+	file_hastate_v1_common_proto_init()
+	file_hastate_v1_group_proto_init()
 	file_hastate_v1_model_proto_init()
 	file_hastate_v1_session_proto_init()
 	file_hastate_v1_log_proto_msgTypes[1].OneofWrappers = []any{

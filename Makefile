@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# Run `make help` for the list.
+
+TOOLS := $(CURDIR)/bin
+GOLANGCI_VERSION := v2.15.0
+BUF_VERSION := v1.75.0
+SEED ?=
+ROUNDS ?= 50
+
+.PHONY: help build test race process lint fmt proto verify breaking tidy soak demo fuzz tools flaky
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## hanode, hactl and the example text server into bin/
+	go build -o bin/ ./cmd/hanode ./cmd/hactl ./examples/textserver
+
+test: ## all tests, uncached
+	go test -count=1 ./...
+
+race: ## all tests under the race detector
+	go test -race -count=1 -timeout 15m ./...
+
+process: ## the tests that start real processes
+	go test -count=1 -tags process -timeout 10m ./testcluster/...
+
+soak: ## three real processes, ROUNDS kill -9 under load, SEED to repeat a run
+	go run ./testcluster/soak -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED))
+
+demo: ## the main job: a stream that survives the death of its primary
+	go run ./cmd/hanode demo
+
+fmt: tools ## format
+	$(TOOLS)/golangci-lint fmt ./...
+
+lint: tools ## linters, import laws included
+	$(TOOLS)/golangci-lint run ./...
+
+proto: tools ## regenerate the protocol code
+	PATH="$(TOOLS):$$PATH" buf generate
+
+verify: tools ## what is generated or tidied must be what is committed
+	PATH="$(TOOLS):$$PATH" buf lint
+	PATH="$(TOOLS):$$PATH" buf format --diff --exit-code >/dev/null
+	PATH="$(TOOLS):$$PATH" buf generate
+	go mod tidy
+	git diff --exit-code -- proto go.mod go.sum
+	$(MAKE) breaking
+
+breaking: tools ## the API and the log records may only grow
+	PATH="$(TOOLS):$$PATH" buf breaking --against proto/baseline.binpb
+
+tidy: ## go mod tidy
+	go mod tidy
+
+FUZZTIME ?= 20s
+fuzz: ## every fuzz target for FUZZTIME
+	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	  echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+N ?= 20
+flaky: ## the cluster tests N times
+	go test -count=$(N) -failfast ./testcluster/... ./node/...
+
+tools: $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION) $(TOOLS)/buf-$(BUF_VERSION)
+
+$(TOOLS)/golangci-lint-$(GOLANGCI_VERSION):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@touch $@
+
+$(TOOLS)/buf-$(BUF_VERSION):
+	GOBIN=$(TOOLS) go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
+	@touch $@

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/hastate/hastate"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+)
+
+type clusterServer struct {
+	pb.UnimplementedClusterServiceServer
+	s *Services
+}
+
+// Status is answered from what this node has, with or without a leader.
+func (x *clusterServer) Status(ctx context.Context, req *pb.StatusRequest) (*pb.StatusResponse, error) {
+	s := x.s
+	id, _ := s.leader()
+	contact, known := s.leaderContact()
+	applied, _ := s.cfg.State.Applied()
+	res := &pb.StatusResponse{
+		RaftState:       s.cfg.Raft.State().String(),
+		LastLogIndex:    s.cfg.Raft.LastIndex(),
+		CommitIndex:     s.cfg.Raft.CommitIndex(),
+		AppliedIndex:    applied,
+		LeaderContactMs: contact,
+		Members:         s.cfg.Membership.Members(),
+		Groups:          s.cfg.State.Groups(),
+		Instances:       s.cfg.State.Instances(""),
+		Version:         s.cfg.Version,
+		UptimeMs:        uint64(time.Since(s.started).Milliseconds()),
+		Profile:         s.cfg.Profile.Name,
+	}
+	if id != "" {
+		res.LeaderId, res.LeaderAddress = string(id), s.cfg.Address(id)
+	}
+	for _, g := range res.GetGroups() {
+		res.Primaries = append(res.Primaries, s.primaryOf(g))
+	}
+	if req.GetWithHash() {
+		// It walks the whole state: one at a time.
+		select {
+		case s.hashing <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		index, hash := s.cfg.State.Hash()
+		<-s.hashing
+		res.HashIndex, res.StateHash = index, hex.EncodeToString(hash[:])
+	}
+	res.Problems = s.problems(res, known)
+	return res, nil
+}
+
+// problems is what is wrong, one line each.
+func (s *Services) problems(st *pb.StatusResponse, contact bool) []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	switch {
+	case st.GetLeaderId() == "":
+		add("no leader is known to %s: check that a majority of the nodes is up and reachable", s.cfg.NodeID)
+	case !contact:
+		add("%s has not heard from a leader since it started", s.cfg.NodeID)
+	}
+	if err := s.caughtUp(); err != nil && st.GetLeaderId() != "" {
+		add("%s: %v", s.cfg.NodeID, err)
+	}
+	if st.GetLeaderId() == s.cfg.NodeID {
+		for _, m := range st.GetMembers() {
+			if !m.GetReachable() && m.GetNodeId() != s.cfg.NodeID {
+				add("member %s at %s does not answer", m.GetNodeId(), m.GetAddress())
+			}
+		}
+	}
+	for _, g := range st.GetGroups() {
+		switch {
+		case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT:
+			add("group %s has no primary", g.GetName())
+		case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_SERVING && s.freshFor(g) == 0:
+			add("the lease of group %s has not been renewed in time", g.GetName())
+		}
+		if g.GetHeld() {
+			add("group %s is held after %d failovers: find the cause, then resume it", g.GetName(), g.GetFailoversSinceCalm())
+		}
+		if g.GetPaused() {
+			add("group %s is paused: %s", g.GetName(), g.GetPauseReason())
+		}
+	}
+	return append(out, s.cfg.Problems()...)
+}
+
+func (x *clusterServer) ListMembers(ctx context.Context, _ *pb.ListMembersRequest) (*pb.ListMembersResponse, error) {
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.ListMembersResponse, error) {
+		if err := x.s.cfg.Reader.Read(ctx); err != nil {
+			return nil, err
+		}
+		return &pb.ListMembersResponse{Members: x.s.cfg.Membership.Members()}, nil
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.ListMembersResponse, error) {
+		return pb.NewClusterServiceClient(conn).ListMembers(ctx, &pb.ListMembersRequest{})
+	})
+}
+
+func (x *clusterServer) AddMember(ctx context.Context, req *pb.AddMemberRequest) (*pb.AddMemberResponse, error) {
+	if err := first(checkNodeID(req.GetNodeId()), checkAddress(req.GetAddress())); err != nil {
+		return nil, err
+	}
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.AddMemberResponse, error) {
+		m, err := x.s.cfg.Membership.Add(ctx, req.GetNodeId(), req.GetAddress(), req.GetReplica())
+		if err != nil {
+			return nil, err
+		}
+		return &pb.AddMemberResponse{Member: m}, nil
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.AddMemberResponse, error) {
+		return pb.NewClusterServiceClient(conn).AddMember(ctx, req)
+	})
+}
+
+// checkAddress wants host and port.
+func checkAddress(v string) error {
+	if err := checkName("address", v, hastate.MaxURIBytes); err != nil {
+		return err
+	}
+	host, port, err := net.SplitHostPort(v)
+	if err != nil || host == "" || port == "" || port == "0" {
+		return invalid("address %q must be host:port, as the other nodes reach it", v)
+	}
+	return nil
+}
+
+func (x *clusterServer) RemoveMember(ctx context.Context, req *pb.RemoveMemberRequest) (*pb.RemoveMemberResponse, error) {
+	if err := checkNodeID(req.GetNodeId()); err != nil {
+		return nil, err
+	}
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.RemoveMemberResponse, error) {
+		return &pb.RemoveMemberResponse{}, x.s.cfg.Membership.Remove(ctx, req.GetNodeId(), req.GetForce())
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.RemoveMemberResponse, error) {
+		return pb.NewClusterServiceClient(conn).RemoveMember(ctx, req)
+	})
+}
+
+func (x *clusterServer) PromoteMember(ctx context.Context, req *pb.PromoteMemberRequest) (*pb.PromoteMemberResponse, error) {
+	if err := checkNodeID(req.GetNodeId()); err != nil {
+		return nil, err
+	}
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.PromoteMemberResponse, error) {
+		return &pb.PromoteMemberResponse{}, x.s.cfg.Membership.Promote(ctx, req.GetNodeId())
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.PromoteMemberResponse, error) {
+		return pb.NewClusterServiceClient(conn).PromoteMember(ctx, req)
+	})
+}
+
+func (x *clusterServer) DemoteMember(ctx context.Context, req *pb.DemoteMemberRequest) (*pb.DemoteMemberResponse, error) {
+	if err := checkNodeID(req.GetNodeId()); err != nil {
+		return nil, err
+	}
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.DemoteMemberResponse, error) {
+		return &pb.DemoteMemberResponse{}, x.s.cfg.Membership.Demote(ctx, req.GetNodeId())
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.DemoteMemberResponse, error) {
+		return pb.NewClusterServiceClient(conn).DemoteMember(ctx, req)
+	})
+}
+
+func (x *clusterServer) TransferLeadership(ctx context.Context, req *pb.TransferLeadershipRequest) (*pb.TransferLeadershipResponse, error) {
+	if err := checkText("to", req.GetTo(), hastate.MaxNameBytes); err != nil {
+		return nil, err
+	}
+	return atLeader(ctx, x.s, func(ctx context.Context) (*pb.TransferLeadershipResponse, error) {
+		id, err := x.s.cfg.Membership.Transfer(ctx, req.GetTo())
+		if err != nil {
+			return nil, err
+		}
+		return &pb.TransferLeadershipResponse{LeaderId: id}, nil
+	}, func(ctx context.Context, conn *grpc.ClientConn) (*pb.TransferLeadershipResponse, error) {
+		return pb.NewClusterServiceClient(conn).TransferLeadership(ctx, req)
+	})
+}

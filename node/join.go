@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/hastate/hastate"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+)
+
+const (
+	// joinInterval is the time between two rounds of asking the join list.
+	joinInterval = 100 * time.Millisecond
+	// helloTimeout bounds one question to one address.
+	helloTimeout = time.Second
+	// maxJoin bounds the join list, with what its members know.
+	maxJoin = 64
+)
+
+// hello is what this node says of itself.
+func (n *Node) hello() *pb.HelloRequest {
+	applied, _ := n.machine.Applied()
+	return &pb.HelloRequest{
+		NodeId: n.cfg.NodeID, Address: n.advertise, ClusterId: n.identity.ClusterID(), BootId: n.bootID,
+		BootstrapExpect: uint32(n.cfg.BootstrapExpect), //nolint:gosec // checked by Validate: 0 to 9
+		Version:         n.cfg.Version, AppliedIndex: applied,
+	}
+}
+
+// Hello answers another node that looks for its cluster. A node with our id and
+// another boot is refused: two processes with one id could vote twice.
+func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse, error) {
+	if req.GetNodeId() == n.cfg.NodeID && req.GetBootId() != n.bootID {
+		return nil, fmt.Errorf("%w: node id %q is in use by a running node at %s: give the other one its own id", hastate.ErrAlreadyExists, n.cfg.NodeID, n.advertise)
+	}
+	if err := n.checkStranger(req); err != nil {
+		return nil, err
+	}
+	if req.GetNodeId() != n.cfg.NodeID {
+		if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
+			return nil, err
+		}
+		n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
+	}
+	me := n.hello()
+	known := n.identity.Addresses()
+	known[n.cfg.NodeID] = n.advertise
+	leaderAddress, leaderID := n.Leader()
+	return &pb.HelloResponse{
+		NodeId: me.GetNodeId(), Address: me.GetAddress(), ClusterId: me.GetClusterId(), BootId: me.GetBootId(),
+		BootstrapExpect: me.GetBootstrapExpect(), HasState: n.hasState(), LeaderId: leaderID, LeaderAddress: leaderAddress,
+		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known,
+	}, nil
+}
+
+// checkStranger refuses a node that says it is of another cluster.
+func (n *Node) checkStranger(req *pb.HelloRequest) error {
+	mine := n.identity.ClusterID()
+	if mine != "" && req.GetClusterId() != "" && req.GetClusterId() != mine {
+		return fmt.Errorf("%w: node %q belongs to cluster %s, this is cluster %s: correct its join list, or empty its data folder to move it here", hastate.ErrPrecondition, req.GetNodeId(), req.GetClusterId(), mine)
+	}
+	return validName("node id", req.GetNodeId())
+}
+
+// hasState says whether this node has ever had a Raft log.
+func (n *Node) hasState() bool { return n.hadState || n.raft.LastIndex() > 0 }
+
+// enter makes this node a member of a cluster: it begins a new one with the
+// others of its kind, or asks an existing one to take it in. It returns when
+// that is done, or with an error that no retry can mend.
+func (n *Node) enter(ctx context.Context) error {
+	tick := time.NewTicker(joinInterval)
+	defer tick.Stop()
+	var complained time.Time
+	for round := 0; ; round++ {
+		if n.hasState() {
+			return n.announce(ctx)
+		}
+		why, err := n.enterOnce(ctx)
+		if err != nil {
+			return err
+		}
+		if why != "" && time.Since(complained) > 5*time.Second && round > 10 {
+			complained = time.Now()
+			n.log.Warn("not in a cluster yet", "reason", why)
+		}
+		n.setProblem("join", why)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// enterOnce is one round: it returns why this node is not in yet.
+func (n *Node) enterOnce(ctx context.Context) (string, error) {
+	answers, trouble, err := n.askAround(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, a := range answers {
+		if !a.GetHasState() || a.GetClusterId() == "" {
+			continue
+		}
+		return n.joinExisting(ctx, a)
+	}
+	if n.cfg.BootstrapExpect > 0 {
+		return n.bootstrap(answers, trouble)
+	}
+	if len(n.cfg.Join) == 0 {
+		return "", fmt.Errorf("%w: data folder %s is empty and there is nobody to join: give join addresses, or bootstrap-expect to begin a new cluster", hastate.ErrPrecondition, n.cfg.DataDir)
+	}
+	return "no node of a cluster answered at the join addresses" + trouble, nil
+}
+
+// askAround says hello to the join list and to whoever the answers name.
+func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, string, error) {
+	answers := map[string]*pb.HelloResponse{}
+	asked := map[string]bool{n.advertise: true}
+	queue := slices.Clone(n.cfg.Join)
+	queue = append(queue, slices.Sorted(maps.Values(n.identity.Addresses()))...)
+	var troubles []string
+	for len(queue) > 0 && len(asked) < maxJoin {
+		address := queue[0]
+		queue = queue[1:]
+		if asked[address] {
+			continue
+		}
+		asked[address] = true
+		reply, err := n.helloTo(ctx, address)
+		switch {
+		case err == nil && reply.GetNodeId() == n.cfg.NodeID && reply.GetBootId() == n.bootID:
+			continue // myself, by another name
+		case err == nil && reply.GetNodeId() == n.cfg.NodeID, status.Code(err) == codes.AlreadyExists:
+			return nil, "", fmt.Errorf("%w: node id %q is in use by a running node at %s: give this one its own id", hastate.ErrAlreadyExists, n.cfg.NodeID, address)
+		case status.Code(err) == codes.FailedPrecondition:
+			return nil, "", err
+		case err != nil:
+			troubles = append(troubles, fmt.Sprintf("%s: %s", address, status.Convert(err).Message()))
+			continue
+		}
+		answers[reply.GetNodeId()] = reply
+		if _, err := n.identity.Learn(reply.GetNodeId(), reply.GetAddress()); err != nil {
+			return nil, "", err
+		}
+		queue = append(queue, slices.Sorted(maps.Values(reply.GetKnown()))...)
+	}
+	trouble := ""
+	if len(troubles) > 0 {
+		trouble = " (" + strings.Join(troubles, "; ") + ")"
+	}
+	return answers, trouble, nil
+}
+
+// helloTo asks one address with a connection of its own: nothing is known yet of
+// who is there.
+func (n *Node) helloTo(ctx context.Context, address string) (*pb.HelloResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	conn, err := n.dialAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return pb.NewPeerServiceClient(conn).Hello(ctx, n.hello())
+}
+
+func (n *Node) dialAddress(address string) (*grpc.ClientConn, error) {
+	opts := n.cfg.dialOptions()
+	if opts == nil {
+		opts = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// bootstrap begins the cluster once exactly the expected nodes see each other.
+// Only the one with the smallest id writes the first configuration: there can be
+// no two first configurations. The others wait for its Raft messages.
+func (n *Node) bootstrap(answers map[string]*pb.HelloResponse, trouble string) (string, error) {
+	ids := []string{n.cfg.NodeID}
+	for id, a := range answers {
+		if a.GetBootstrapExpect() == 0 {
+			continue // it waits to join, it does not begin
+		}
+		if int(a.GetBootstrapExpect()) != n.cfg.BootstrapExpect {
+			return "", fmt.Errorf("%w: node %s expects %d nodes, this one %d: give all the same number", hastate.ErrPrecondition, id, a.GetBootstrapExpect(), n.cfg.BootstrapExpect)
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	if len(ids) > n.cfg.BootstrapExpect {
+		return "", fmt.Errorf("%w: %d nodes (%s) want to begin a cluster of %d: start the others with join alone", hastate.ErrPrecondition, len(ids), strings.Join(ids, ", "), n.cfg.BootstrapExpect)
+	}
+	if len(ids) < n.cfg.BootstrapExpect {
+		return fmt.Sprintf("%d of %d expected nodes have been seen: %s%s", len(ids), n.cfg.BootstrapExpect, strings.Join(ids, ", "), trouble), nil
+	}
+	for id, a := range answers {
+		for _, other := range ids {
+			if _, knows := a.GetKnown()[other]; !knows && a.GetBootstrapExpect() > 0 {
+				return fmt.Sprintf("node %s does not know node %s yet", id, other), nil
+			}
+		}
+	}
+	if ids[0] != n.cfg.NodeID {
+		return "waiting for node " + ids[0] + " to begin the cluster", nil
+	}
+	return "", n.begin(ids)
+}
+
+// begin writes the first configuration. The cluster id is on disk before it.
+func (n *Node) begin(ids []string) error {
+	if n.identity.ClusterID() == "" {
+		var raw [8]byte
+		if _, err := rand.Read(raw[:]); err != nil {
+			return fmt.Errorf("make a cluster id: %w", err)
+		}
+		if err := n.identity.Pin(hex.EncodeToString(raw[:])); err != nil {
+			return err
+		}
+	}
+	var configuration raft.Configuration
+	for _, id := range ids {
+		configuration.Servers = append(configuration.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(id), Address: raft.ServerAddress(id)})
+	}
+	if err := n.raft.BootstrapCluster(configuration).Error(); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+		return fmt.Errorf("begin the cluster: %w", err)
+	}
+	n.log.Info("began a new cluster", "cluster", n.identity.ClusterID(), "voters", ids)
+	return nil
+}
+
+// joinExisting asks a cluster that a node of it was found of to take this one in.
+func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string, error) {
+	address := seen.GetLeaderAddress()
+	if address == "" {
+		address = seen.GetAddress()
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	conn, err := n.dialAddress(address)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }()
+	reply, err := pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
+		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
+	})
+	switch status.Code(err) {
+	case codes.OK:
+		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
+	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
+		if isNotLeader(err) {
+			return "the cluster has no leader", nil
+		}
+		return "", fmt.Errorf("%w: join at %s: %s", hastate.ErrPrecondition, address, status.Convert(err).Message())
+	default:
+		return fmt.Sprintf("join at %s: %s", address, status.Convert(err).Message()), nil
+	}
+}
+
+func isNotLeader(err error) bool {
+	err = hastate.FromStatus(err)
+	return errors.Is(err, hastate.ErrNotLeader) || errors.Is(err, hastate.ErrNoLeader)
+}
+
+// announce tells the others where this node is now, until one of them has heard
+// it: its address may have changed since it last ran.
+func (n *Node) announce(ctx context.Context) error {
+	n.setProblem("join", "")
+	_, _, err := n.askAround(ctx)
+	return err
+}

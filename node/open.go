@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/hastate/hastate/fsm"
+	"github.com/hastate/hastate/instance"
+	"github.com/hastate/hastate/internal/api"
+	"github.com/hastate/hastate/internal/holder"
+	"github.com/hastate/hastate/internal/logstore"
+	"github.com/hastate/hastate/internal/member"
+	"github.com/hastate/hastate/internal/propose"
+	"github.com/hastate/hastate/internal/readindex"
+	"github.com/hastate/hastate/snapshot"
+	"github.com/hastate/hastate/transport"
+)
+
+// openData takes the data folder: lock, identity, log, state, snapshots.
+func (n *Node) openData() error {
+	var err error
+	dir := n.cfg.DataDir
+	if n.lock, err = lockDir(dir); err != nil {
+		return err
+	}
+	if n.identity, err = openIdentity(dir, n.cfg.NodeID); err != nil {
+		return err
+	}
+	if n.logs, err = logstore.Open(logstore.Options{
+		Path: filepath.Join(dir, "raft.db"), Clock: n.cfg.Clock, Logger: n.log, Fault: n.cfg.Faults.Log, Halt: n.fail,
+	}); err != nil {
+		return err
+	}
+	if n.machine, err = fsm.Open(fsm.Options{
+		Path: filepath.Join(dir, "state.db"), Clock: n.cfg.Clock, Logger: n.log, Halt: n.fail,
+	}); err != nil {
+		return err
+	}
+	n.expiry = fsm.NewExpiry(n.machine, n.cfg.Clock)
+	if n.snapshots, err = snapshot.Open(snapshot.Options{
+		Dir: filepath.Join(dir, "snapshots"), Source: snapshot.SourceFunc(n.beginStream), Logger: n.log, Version: n.cfg.Version,
+		OnReceived: n.logs.ForgetDivergent,
+		OnInstalled: func(index, term, stateIndex uint64) {
+			n.logs.SnapshotInstalled(stateIndex)
+			n.logs.Base(index, term)
+		},
+	}); err != nil {
+		return err
+	}
+	return n.finishRestore()
+}
+
+// openRaft starts Raft over the transport. Nothing is served yet.
+func (n *Node) openRaft() error {
+	var err error
+	p := n.cfg.Profile
+	if n.transport, err = transport.New(transport.Options{
+		ID: raft.ServerID(n.cfg.NodeID), Resolve: n.resolve, Dial: n.cfg.dialOptions(), AllowPlaintext: n.cfg.AllowPlaintext,
+		Heartbeat: p.Heartbeat, Election: p.Heartbeat, ClusterID: n.identity.ClusterID, OnClusterID: n.identity.Pin,
+		Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
+	}); err != nil {
+		return err
+	}
+	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
+		return fmt.Errorf("look for earlier state: %w", err)
+	}
+	if n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, n.logs, n.snapshots, n.transport); err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	n.transport.Bind(n.raft)
+	return nil
+}
+
+// raftConfig derives raft's configuration from the profile.
+func (n *Node) raftConfig() *raft.Config {
+	p, c := n.cfg.Profile, raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.cfg.NodeID)
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = p.Heartbeat, p.Heartbeat, p.LeaderLease
+	c.CommitTimeout = p.Commit
+	c.MaxAppendEntries = maxAppendEntries
+	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = n.cfg.Snapshot.Interval, n.cfg.Snapshot.Threshold, n.cfg.Snapshot.Trailing
+	c.NotifyCh = n.notify
+	c.NoSnapshotRestoreOnStart = true // the state file is never behind a snapshot: see fsm and snapshot
+	c.NoLegacyTelemetry = true
+	c.Logger = newRaftLogger(n.log)
+	return c
+}
+
+// maxAppendEntries bounds one AppendEntries; the transport bounds its bytes.
+const maxAppendEntries = 256
+
+// openServices assembles what is above Raft, and the servers of both ports.
+func (n *Node) openServices() error {
+	n.peers = &peers{n}
+	if err := n.openProposals(); err != nil {
+		return err
+	}
+	if err := n.openHolders(); err != nil {
+		return err
+	}
+	var err error
+	if n.services, err = api.New(api.Config{
+		NodeID: n.cfg.NodeID, Version: n.cfg.Version, Profile: n.cfg.Profile, State: state{n.machine}, Proposer: n.proposer,
+		Reader: n.reads, Raft: n.raft, Log: n.logs, Peers: n.transport, Groups: groups{n}, Membership: n.members,
+		Snapshots: archives{n}, Greeter: n, Holders: holders{n}, Clock: n.cfg.Clock, Address: n.addressOf,
+		Problems: n.Problems, ClientIdle: fsm.ClientIdle, Logger: n.log,
+	}); err != nil {
+		return err
+	}
+	opts := append(transport.ServerOptions(),
+		grpc.ChainUnaryInterceptor(n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
+		grpc.ChainStreamInterceptor(n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
+	if n.cfg.ServerTLS != nil {
+		opts = append(opts, grpc.Creds(n.cfg.ServerTLS))
+	}
+	n.grpcServer = grpc.NewServer(opts...)
+	n.transport.Register(n.grpcServer)
+	n.services.Register(n.grpcServer)
+	reflection.Register(n.grpcServer)
+	n.metrics = newMetrics(n)
+	n.httpServer = newHTTPServer(n.handler())
+	return nil
+}
+
+func (n *Node) openProposals() error {
+	var err error
+	n.batcher, err = propose.NewBatcher(propose.BatcherConfig{Raft: n.raft, Check: fsm.CheckCommand, Leader: n.leaderHint, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	if n.proposer, err = propose.New(propose.NodeConfig{
+		ID: raft.ServerID(n.cfg.NodeID), Raft: n.raft, Peers: n.transport, Local: n.batcher, Address: n.addressOf, Logger: n.log,
+	}); err != nil {
+		return err
+	}
+	leader, err := readindex.NewLeader(readindex.LeaderConfig{
+		Raft: n.raft, Evidence: n.transport, Log: n.logs, Barrier: n.barrier, Clock: n.cfg.Clock, Hint: n.leaderHint,
+	})
+	if err != nil {
+		return err
+	}
+	if n.reads, err = readindex.New(readindex.NodeConfig{Raft: n.raft, Peers: n.transport, Leader: leader, State: n.machine, Address: n.addressOf}); err != nil {
+		return err
+	}
+	n.members, err = member.New(member.Config{
+		ID: raft.ServerID(n.cfg.NodeID), Version: n.cfg.Version, Raft: n.raft, State: n.machine, Proposer: n.proposer,
+		Reach: n.transport, Barrier: n.barrier, Seen: n.seen, Greet: n.helloTo, Address: n.addressOf, Clock: n.cfg.Clock,
+		Heartbeat: n.cfg.Profile.Heartbeat, Logger: n.log,
+	})
+	return err
+}
+
+// machine is the state machine as raft gets it: a snapshot that it has taken over
+// is not kept as a file any longer.
+type machine struct {
+	*fsm.Machine
+	snapshots *snapshot.Store
+}
+
+// Restore takes over a snapshot.
+func (m *machine) Restore(rc io.ReadCloser) error {
+	if err := m.Machine.Restore(rc); err != nil {
+		return err
+	}
+	return m.snapshots.Restored(m.Flushed())
+}
+
+// openHolders attaches the model servers.
+func (n *Node) openHolders() error {
+	for _, in := range n.cfg.Instances {
+		attached, err := instance.Open(in.Attach)
+		if err != nil {
+			return fmt.Errorf("attach the instance of group %s: %w", in.Group, err)
+		}
+		n.instances = append(n.instances, attached)
+		h, err := holder.New(holder.Config{
+			NodeID: n.cfg.NodeID, Group: in.Group, Instance: attached, Address: in.Address, Tags: in.Tags,
+			Profile: n.cfg.Profile, Clock: n.cfg.Clock, State: n.machine, Proposer: n.proposer, Logger: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		n.holders[in.Group] = h
+	}
+	return nil
+}
+
+// barrier tells readindex which term's barrier has been applied.
+func (n *Node) barrier() (uint64, bool) {
+	term := n.leadership.barrier.Load()
+	return term, term != 0
+}
+
+// leaderHint is for NotLeaderError.
+func (n *Node) leaderHint() (id, address string) {
+	address, id = n.Leader()
+	return id, address
+}
+
+func (n *Node) addressOf(id raft.ServerID) string {
+	if string(id) == n.cfg.NodeID {
+		return n.advertise
+	}
+	address, err := n.resolve(id)
+	if err != nil {
+		return ""
+	}
+	return address
+}
+
+// Close releases what Open took, in the reverse order, and waits. It is called
+// after Run has returned; a node that never ran is closed too.
+func (n *Node) Close() error {
+	n.closed.Do(func() {
+		var errs []error
+		if n.grpcServer != nil {
+			n.grpcServer.Stop() // streams of peers never end by themselves
+		}
+		for _, l := range []interface{ Close() error }{n.listener, n.httpListener} {
+			if l != nil {
+				_ = l.Close() // a served listener is closed already
+			}
+		}
+		if n.raft != nil {
+			errs = append(errs, n.raft.Shutdown().Error())
+		}
+		if n.transport != nil {
+			errs = append(errs, n.transport.Close())
+		}
+		for _, in := range n.instances {
+			errs = append(errs, in.Close())
+		}
+		// The state after raft, which applies to it; the log last.
+		if n.machine != nil {
+			errs = append(errs, n.machine.Close())
+		}
+		if n.logs != nil {
+			errs = append(errs, n.logs.Close())
+		}
+		if n.lock != nil {
+			errs = append(errs, n.lock.Close())
+		}
+		n.closeErr = errors.Join(errs...)
+	})
+	return n.closeErr
+}

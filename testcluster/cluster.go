@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.uber.org/goleak"
+
+	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/client"
+	"github.com/hastate/hastate/election"
+	"github.com/hastate/hastate/instance"
+	"github.com/hastate/hastate/internal/proc"
+	"github.com/hastate/hastate/internal/wait"
+	"github.com/hastate/hastate/node"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/transport"
+)
+
+// Patience is how long Wait functions wait: far longer than a busy machine with
+// the race detector needs, since it costs nothing when all is well.
+const Patience = 60 * time.Second
+
+// Options shape a cluster; the zero value is three nodes with an instance each.
+type Options struct {
+	// Nodes is how many begin the cluster; 0: 3.
+	Nodes int
+	// NoInstances leaves out the model servers.
+	NoInstances bool
+	// Profile of timeouts; zero: Calm.
+	Profile election.Profile
+	// Configure may change each node's configuration.
+	Configure func(*node.Config)
+}
+
+// Calm is the profile of tests that are not about time: slow enough that a busy
+// machine with the race detector makes no false elections.
+var Calm = election.Profile{
+	Name: "calm", Heartbeat: 500 * time.Millisecond, LeaderLease: 500 * time.Millisecond,
+	Commit: 10 * time.Millisecond, Lease: 2 * time.Second, Renew: 200 * time.Millisecond,
+	FenceMargin: 300 * time.Millisecond, Stall: 5 * time.Second, GrantSlack: 5 * time.Millisecond,
+}
+
+// Cluster is a running cluster.
+type Cluster struct {
+	tb      testing.TB
+	options Options
+	dir     string
+	// Network is what the nodes talk over.
+	Network *transport.Network
+	Members []*Member
+	monitor *monitor
+}
+
+// Member is one node and the instance beside it.
+type Member struct {
+	ID       string
+	Log      *LogFault
+	Instance *Instance
+
+	cluster *Cluster
+	config  node.Config
+	node    *node.Node
+	cancel  context.CancelFunc
+	done    chan error
+	// waited: the test has seen how Run ended.
+	waited bool
+}
+
+// New starts a cluster and registers the checks for when the test has ended.
+func New(tb testing.TB, o Options) *Cluster {
+	tb.Helper()
+	if o.Nodes == 0 {
+		o.Nodes = 3
+	}
+	if o.Profile == (election.Profile{}) {
+		o.Profile = Calm
+	}
+	// Registered first, so that it runs last.
+	leaks := goleak.IgnoreCurrent()
+	tb.Cleanup(func() {
+		if !tb.Failed() {
+			goleak.VerifyNone(tb, leaks)
+		}
+	})
+	c := &Cluster{tb: tb, options: o, dir: memoryDir(tb), Network: transport.NewNetwork()}
+	ports, err := proc.Ports(o.Nodes)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var join []string
+	for _, p := range ports {
+		join = append(join, net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
+	}
+	for i := range o.Nodes {
+		m := c.newMember(fmt.Sprintf("n%d", i+1), join[i])
+		m.config.BootstrapExpect, m.config.Join = o.Nodes, join
+	}
+	c.monitor = startMonitor(c)
+	tb.Cleanup(c.finish)
+	for _, m := range c.Members {
+		m.Start()
+	}
+	return c
+}
+
+// newMember prepares a node without starting it.
+func (c *Cluster) newMember(id, listen string) *Member {
+	c.tb.Helper()
+	m := &Member{ID: id, cluster: c, Log: newLogFault()}
+	m.config = node.Config{
+		NodeID: id, DataDir: filepath.Join(c.dir, id), Listen: listen, Profile: c.options.Profile, Version: "test",
+		Faults: node.Faults{Network: c.Network, Log: m.Log}, Logger: testLogger(c.tb, id),
+	}
+	if !c.options.NoInstances {
+		m.Instance = newInstance(c.tb)
+		m.config.Instances = []node.InstanceConfig{{
+			Group: hastate.DefaultGroup, Address: m.Instance.Address(),
+			Attach: instance.Config{Kind: "grpc", Target: m.Instance.Address(), Interval: 100 * time.Millisecond, Timeout: 2 * time.Second},
+		}}
+	}
+	if c.options.Configure != nil {
+		c.options.Configure(&m.config)
+	}
+	c.Members = append(c.Members, m)
+	return m
+}
+
+// Join starts one more node, which asks the cluster to take it in.
+func (c *Cluster) Join(id string, replica bool) *Member {
+	c.tb.Helper()
+	ports, err := proc.Ports(1)
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	join := c.Endpoints()
+	m := c.newMember(id, net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])))
+	m.config.Join, m.config.Replica = join, replica
+	m.Start()
+	return m
+}
+
+// Start starts a member, for the first time or again.
+func (m *Member) Start() {
+	m.cluster.tb.Helper()
+	if err := m.TryStart(); err != nil {
+		m.cluster.tb.Fatalf("start %s: %v", m.ID, err)
+	}
+}
+
+// TryStart is Start for nodes that are expected not to start.
+func (m *Member) TryStart() error {
+	n, err := node.Open(m.config)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cluster.monitor.set(m, n)
+	m.node, m.cancel, m.done = n, cancel, make(chan error, 1)
+	go func() { m.done <- n.Run(ctx) }()
+	return nil
+}
+
+// Config may be changed while the member does not run.
+func (m *Member) Config() *node.Config { return &m.config }
+
+// Node is the running node, nil if it does not run.
+func (m *Member) Node() *node.Node { return m.node }
+
+// Stop ends a member in an orderly way.
+func (m *Member) Stop() {
+	m.cluster.tb.Helper()
+	if m.node == nil {
+		return
+	}
+	m.cancel()
+	if err := m.end(); err != nil {
+		m.cluster.tb.Errorf("stop %s: %v", m.ID, err)
+	}
+}
+
+// Crash ends a member as the loss of its process would, as far as one process
+// can: it is cut off first, so that it hands over nothing.
+func (m *Member) Crash() {
+	m.cluster.tb.Helper()
+	if m.node == nil {
+		return
+	}
+	m.cluster.Network.Isolate(raft.ServerID(m.ID))
+	m.node.Abort(errCrash)
+	if err := m.end(); err != nil && !errors.Is(err, errCrash) {
+		m.cluster.tb.Errorf("crash %s: %v", m.ID, err)
+	}
+	m.cancel()
+	m.cluster.Network.Rejoin(raft.ServerID(m.ID))
+}
+
+var errCrash = errors.New("crashed by the test")
+
+// Wait returns how Run ended; the test is then answerable for its error.
+func (m *Member) Wait() error {
+	m.cluster.tb.Helper()
+	m.waited = true
+	return m.wait()
+}
+
+func (m *Member) wait() error {
+	m.cluster.tb.Helper()
+	select {
+	case err := <-m.done:
+		m.done <- err
+		return err
+	case <-time.After(Patience):
+		m.cluster.tb.Fatalf("%s still runs", m.ID)
+		return nil
+	}
+}
+
+func (m *Member) end() error {
+	err := m.wait()
+	if m.waited {
+		err, m.waited = nil, false
+	}
+	m.cluster.monitor.set(m, nil)
+	err = errors.Join(err, m.node.Close())
+	m.node = nil
+	return err
+}
+
+// Running are the members that run.
+func (c *Cluster) Running() []*Member {
+	var up []*Member
+	for _, m := range c.Members {
+		if m.node != nil {
+			up = append(up, m)
+		}
+	}
+	return up
+}
+
+// Member finds one by id.
+func (c *Cluster) Member(id string) *Member {
+	c.tb.Helper()
+	i := slices.IndexFunc(c.Members, func(m *Member) bool { return m.ID == id })
+	if i < 0 {
+		c.tb.Fatalf("no member %q", id)
+	}
+	return c.Members[i]
+}
+
+// Others are the running members but these.
+func (c *Cluster) Others(but ...*Member) []*Member {
+	return slices.DeleteFunc(c.Running(), func(m *Member) bool { return slices.Contains(but, m) })
+}
+
+// Endpoints are the gRPC addresses of all members.
+func (c *Cluster) Endpoints() []string {
+	var all []string
+	for _, m := range c.Members {
+		all = append(all, m.config.Listen)
+	}
+	return all
+}
+
+// Client is a client of the whole cluster, closed with the test.
+func (c *Cluster) Client() *client.Client {
+	c.tb.Helper()
+	cl, err := client.Dial(client.Options{Endpoints: c.Endpoints(), AttemptTimeout: 2 * time.Second, Name: "test"})
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	c.tb.Cleanup(func() {
+		if err := cl.Close(); err != nil {
+			c.tb.Errorf("close client: %v", err)
+		}
+	})
+	return cl
+}
+
+// WaitLeader waits until all of the given members (none: all that run) follow
+// one leader among them, and returns it.
+func (c *Cluster) WaitLeader(among ...*Member) *Member {
+	c.tb.Helper()
+	if len(among) == 0 {
+		among = c.Running()
+	}
+	var leader *Member
+	wait.Until(c.tb, Patience, func() error {
+		ids := map[string]int{}
+		for _, m := range among {
+			_, id := m.node.Leader()
+			ids[id]++
+		}
+		for id, n := range ids {
+			i := slices.IndexFunc(among, func(m *Member) bool { return m.ID == id })
+			if n == len(among) && i >= 0 && among[i].node.Leading() {
+				leader = among[i]
+				return nil
+			}
+		}
+		return fmt.Errorf("leaders by node: %v", ids)
+	})
+	return leader
+}
+
+// WaitPrimary waits until a member's instance serves under an epoch above, as
+// all of the given members (none: all that run) see it.
+func (c *Cluster) WaitPrimary(above uint64, among ...*Member) (*Member, uint64) {
+	c.tb.Helper()
+	if len(among) == 0 {
+		among = c.Running()
+	}
+	var holder string
+	var epoch uint64
+	wait.Until(c.tb, Patience, func() error {
+		var views []string
+		for _, m := range among {
+			g, _ := m.node.Machine().Group(hastate.DefaultGroup)
+			views = append(views, fmt.Sprintf("%s sees %s %q epoch %d", m.ID, g.GetPhase(), g.GetHolder(), g.GetEpoch()))
+			if g.GetPhase() != pb.GroupPhase_GROUP_PHASE_SERVING || g.GetEpoch() <= above {
+				return errors.New(strings.Join(views, "; "))
+			}
+			if m != among[0] && g.GetEpoch() != epoch {
+				return errors.New(strings.Join(views, "; "))
+			}
+			holder, epoch = g.GetHolder(), g.GetEpoch()
+		}
+		return nil
+	})
+	return c.Member(holder), epoch
+}
+
+// WaitReady waits until every running member has reported a READY instance.
+func (c *Cluster) WaitReady() {
+	c.tb.Helper()
+	wait.Until(c.tb, Patience, func() error {
+		ready := 0
+		m := c.Running()[0]
+		for _, in := range m.node.Machine().Instances(hastate.DefaultGroup) {
+			if in.GetState() == pb.InstanceState_INSTANCE_STATE_READY {
+				ready++
+			}
+		}
+		if want := len(c.Running()); ready < want {
+			return fmt.Errorf("%d of %d instances are ready on %s", ready, want, m.ID)
+		}
+		return nil
+	})
+}
+
+// memoryDir is a folder in memory where there is one: these tests are not about
+// the disk, and a busy disk makes leaders step down.
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "hastate-test-") //nolint:usetesting // not on the disk
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Errorf("remove %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// testLogger writes a node's log into the test's when HASTATE_TEST_LOG is set.
+func testLogger(tb testing.TB, id string) *slog.Logger {
+	tb.Helper()
+	if os.Getenv("HASTATE_TEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", id, "test", tb.Name())
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testcluster
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/wait"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+)
+
+func TestFailover_ModelServerKilled(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	first.Instance.Kill()
+	second, next := c.WaitPrimary(epoch)
+	if second == first {
+		t.Fatalf("the dead instance of %s is primary again", first.ID)
+	}
+	tr := transition(t, second, next)
+	if tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER || tr.GetFrom() != first.ID || tr.GetTo() != second.ID ||
+		tr.GetEpochBefore() != epoch || tr.GetOutcome() != pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING || tr.GetReason() == "" {
+		t.Fatalf("history says %v", tr)
+	}
+	if got := second.Instance.Promoted(); len(got) != 1 || got[0] != next {
+		t.Fatalf("%s was promoted under %v, want [%d]", second.ID, got, next)
+	}
+}
+
+func TestFailover_HostOfLeaderAndPrimaryLost(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	leader := c.WaitLeader()
+	if leader != first { // bring both to one host
+		if err := leader.Node().TransferLeadership(within(t), first.ID); err != nil {
+			t.Fatal(err)
+		}
+		wait.Until(t, Patience, func() error {
+			if !first.Node().Leading() {
+				return fmt.Errorf("%s does not lead", first.ID)
+			}
+			return nil
+		})
+	}
+	first.Crash()
+	first.Instance.Kill()
+	second, next := c.WaitPrimary(epoch)
+	if tr := transition(t, second, next); tr.GetFrom() != first.ID || tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER {
+		t.Fatalf("history says %v", tr)
+	}
+	// The lost host comes back as a standby and catches up.
+	first.Instance.Restart()
+	first.Start()
+	c.WaitReady()
+	if p, again := c.WaitPrimary(0); p != second || again != next {
+		t.Fatalf("its return moved primaryship to %s, epoch %d", p.ID, again)
+	}
+}
+
+func TestFailover_PrimaryCutOff(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	c.Network.Isolate(raft.ServerID(first.ID))
+	second, next := c.WaitPrimary(epoch, c.Others(first)...)
+	// The monitor has seen no instant with two; the old one must have ended its
+	// lease without being told.
+	wait.Until(t, Patience, func() error {
+		if e, ok := primary(first.Node()); ok {
+			return fmt.Errorf("%s still holds epoch %d", first.ID, e)
+		}
+		return nil
+	})
+	c.Network.Heal()
+	if p, again := c.WaitPrimary(0); p != second || again != next {
+		t.Fatalf("healing moved primaryship to %s, epoch %d", p.ID, again)
+	}
+}
+
+func TestFailover_LeaderLostPrimaryStays(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	leader := c.WaitLeader()
+	if leader == first {
+		to := c.Others(first)[0]
+		if err := leader.Node().TransferLeadership(within(t), to.ID); err != nil {
+			t.Fatal(err)
+		}
+		wait.Until(t, Patience, func() error {
+			if !to.Node().Leading() {
+				return fmt.Errorf("%s does not lead", to.ID)
+			}
+			return nil
+		})
+		leader = to
+	}
+	leader.Crash()
+	leader.Instance.Kill()
+	c.WaitLeader()
+	if p, again := c.WaitPrimary(0); p != first || again != epoch {
+		t.Fatalf("the loss of the leader moved primaryship to %s, epoch %d", p.ID, again)
+	}
+}
+
+func TestFailover_RefusedPromotionTriesNext(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	others := c.Others(first)
+	// The better candidate by rank (id) refuses.
+	bad, good := others[0], others[1]
+	bad.Instance.RefusePromotion(true)
+	first.Instance.Kill()
+	second, next := c.WaitPrimary(epoch)
+	if second != good {
+		t.Fatalf("%s serves, want %s", second.ID, good.ID)
+	}
+	failed := 0
+	for _, tr := range second.Node().Machine().History(hastate.DefaultGroup, 100) {
+		if tr.GetTo() == bad.ID && tr.GetOutcome() == pb.TransitionOutcome_TRANSITION_OUTCOME_FAILED {
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Fatalf("the failed promotion of %s is not in the history before epoch %d", bad.ID, next)
+	}
+}
+
+func TestFailover_HungModelServer(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	first.Instance.Hang()
+	second, _ := c.WaitPrimary(epoch)
+	if second == first {
+		t.Fatal("the hung instance is primary again")
+	}
+}
+
+func TestFailover_WholeClusterRestarts(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	_, epoch := c.WaitPrimary(0)
+	for _, m := range c.Members {
+		m.Crash()
+		m.Instance.Kill()
+	}
+	for _, m := range c.Members {
+		m.Instance.Restart()
+		m.Start()
+	}
+	if _, next := c.WaitPrimary(epoch); next <= epoch {
+		t.Fatalf("epoch %d after %d", next, epoch)
+	}
+}
+
+func TestFailover_NoMajorityNoPrimary(t *testing.T) {
+	c := New(t, Options{})
+	c.WaitReady()
+	first, _ := c.WaitPrimary(0)
+	for _, m := range c.Others(first) {
+		m.Crash()
+	}
+	wait.Until(t, Patience, func() error {
+		if e, ok := primary(first.Node()); ok {
+			return fmt.Errorf("%s still holds epoch %d without a majority", first.ID, e)
+		}
+		return nil
+	})
+	ok, why := first.Node().Ready()
+	if ok || why == "" {
+		t.Fatalf("ready %v, %q", ok, why)
+	}
+	for _, m := range c.Members {
+		if m.Node() == nil {
+			m.Start()
+		}
+	}
+	c.WaitPrimary(0)
+}
+
+func TestStall_AnotherLeads(t *testing.T) {
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	leader.Log.Stall()
+	writeTo(t, leader)
+	others := c.Others(leader)
+	second := c.WaitLeader(others...)
+	if second == leader {
+		t.Fatal("the stalled leader leads on")
+	}
+	// It ends itself with words.
+	err := leader.Wait()
+	if err == nil {
+		t.Fatal("the stalled node ended without an error")
+	}
+	leader.Log.Heal()
+}
+
+// writeTo begins a write that hangs, so that the main loop of raft is stuck.
+func writeTo(t *testing.T, m *Member) {
+	t.Helper()
+	done := make(chan struct{})
+	n := m.Node()
+	go func() {
+		defer close(done)
+		_ = n.Raft().Barrier(0).Error() // it fails when the node ends
+	}()
+	t.Cleanup(func() { <-done })
+}
+
+func TestStall_WithoutTheWatchdogNobodyLeads(t *testing.T) {
+	c := New(t, Options{NoInstances: true, Configure: offWatchdog})
+	leader := c.WaitLeader()
+	term := leader.Node().Raft().CurrentTerm()
+	leader.Log.Stall()
+	writeTo(t, leader)
+	// It goes on sending heartbeats: for many election timeouts no other term
+	// comes. This is what the watchdog is for (hashicorp/raft#503).
+	timer := time.NewTimer(6 * Calm.Heartbeat)
+	defer timer.Stop()
+	<-timer.C
+	for _, m := range c.Others(leader) {
+		if got := m.Node().Raft().CurrentTerm(); got != term {
+			t.Skipf("another election came for its own reason (term %d after %d): nothing shown", got, term)
+		}
+	}
+	leader.Log.Heal()
+}
