@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/proto"
 
@@ -335,10 +336,16 @@ func waitFor(ctx context.Context, changed <-chan struct{}, limit time.Duration) 
 	return nil
 }
 
-// cut shortens a text to what the log takes.
+// cut makes a text one that the log takes: short, and without control characters
+// (an error may have many lines). The log refuses others.
 func cut(s string) string {
 	if len(s) > hastate.MaxTextBytes {
 		s = s[:hastate.MaxTextBytes]
 	}
-	return strings.ToValidUTF8(s, "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
 }

@@ -181,7 +181,7 @@ func (l *loop) record() *pb.Instance {
 	}
 	r := &pb.Instance{
 		Group: l.cfg.Group, NodeId: l.cfg.NodeID, Address: l.cfg.Address, State: s.State, Reason: cut(s.Reason),
-		Model: s.Model, Tags: l.cfg.Tags, Engine: cut(engine),
+		Model: fit(s.Model), Tags: l.cfg.Tags, Engine: cut(engine),
 	}
 	return proto.Clone(r).(*pb.Instance)
 }

@@ -233,7 +233,7 @@ func (m *machine) tickHeld(now clock.Instant) {
 	if now >= h.serveAt && !h.serving {
 		h.serving, h.serveAt = true, never
 		m.do(actServe{lease: m.lease, timeout: h.call, cmd: &pb.Serving{
-			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: h.promoted,
+			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: fit(h.promoted),
 		}})
 	}
 	if now >= h.touchAt && !h.promoting {
