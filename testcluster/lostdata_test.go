@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testcluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/wait"
+	"github.com/hastate/hastate/node"
+)
+
+// A node of which a part of the data is lost must not go on with the rest: without
+// its state it would apply what comes to an empty one, without its log it could
+// vote twice.
+func TestLostData_APartOfTheFolder(t *testing.T) {
+	for _, name := range []string{"state.db", "raft.db", "snapshots"} {
+		t.Run(name, func(t *testing.T) {
+			c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
+				c.Snapshot = node.SnapshotPolicy{Interval: 20 * time.Millisecond, Threshold: 5, Trailing: 5}
+			}})
+			leader := c.WaitLeader()
+			victim := c.Others(leader)[0]
+			clients := c.Client()
+			for range 30 {
+				if _, err := proposeOpen(within(t), clients); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wait.Until(t, Patience, func() error {
+				stats := victim.Node().Raft().Stats()
+				if at := stats["last_snapshot_index"]; at == "0" || at == "" {
+					return fmt.Errorf("no snapshot of %s yet: %v", victim.ID, stats)
+				}
+				if a, b := victim.Node().Machine().Revision(), leader.Node().Machine().Revision(); a < b {
+					return fmt.Errorf("%s is at revision %d of %d", victim.ID, a, b)
+				}
+				return nil
+			})
+			victim.Crash()
+			path, aside := filepath.Join(victim.Config().DataDir, name), filepath.Join(t.TempDir(), name)
+			if err := os.Rename(path, aside); err != nil {
+				t.Fatal(err)
+			}
+			err := victim.TryStart()
+			if !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), name) {
+				t.Fatalf("started without %s: %v", name, err)
+			}
+			// With all of its data it goes on, with the state of the others.
+			if err := errors.Join(os.RemoveAll(path), os.Rename(aside, path)); err != nil {
+				t.Fatal(err)
+			}
+			victim.Start()
+		})
+	}
+}
