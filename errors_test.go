@@ -87,7 +87,7 @@ func TestSentinels_ThereAndBack(t *testing.T) {
 			}
 			back := hastate.FromStatus(got)
 			for _, sentinel := range sentinels {
-				if is, want := errors.Is(back, sentinel), sentinel == tc.want; is != want {
+				if is, want := errors.Is(back, sentinel), errors.Is(tc.want, sentinel); is != want {
 					t.Errorf("errors.Is(%v, %v) = %v, want %v", back, sentinel, is, want)
 				}
 			}
@@ -132,7 +132,7 @@ func TestTypedErrors_ThereAndBack(t *testing.T) {
 				t.Errorf("came back as %#v, want %#v", back, tc.err)
 			}
 			for _, sentinel := range sentinels {
-				if is, want := errors.Is(back, sentinel), sentinel == tc.is; is != want {
+				if is, want := errors.Is(back, sentinel), errors.Is(tc.is, sentinel); is != want {
 					t.Errorf("errors.Is(%v, %v) = %v, want %v", back, sentinel, is, want)
 				}
 			}
@@ -167,7 +167,7 @@ func TestFromStatus_KeepsWhatItDoesNotKnow(t *testing.T) {
 		t.Errorf("nil became %v", err)
 	}
 	plain := errors.New("plain")
-	if got := hastate.FromStatus(plain); got != plain {
+	if got := hastate.FromStatus(plain); !errors.Is(got, plain) {
 		t.Errorf("a plain error became %v", got)
 	}
 	for _, code := range []codes.Code{codes.Unavailable, codes.Internal, codes.PermissionDenied, codes.DeadlineExceeded, codes.OutOfRange} {

@@ -43,7 +43,7 @@ func TestClient_ResolverBuilder(t *testing.T) {
 	answers := func(want string) func() error {
 		return func() error {
 			if got, err := ask(); err != nil || got != want {
-				return fmt.Errorf("got %q, %v, want %q", got, err, want)
+				return fmt.Errorf("got %q, want %q: %w", got, want, err)
 			}
 			return nil
 		}
@@ -53,7 +53,7 @@ func TestClient_ResolverBuilder(t *testing.T) {
 	wait.Until(t, 10*time.Second, func() error {
 		_, err := ask()
 		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), client.ErrNoPrimary.Error()) {
-			return fmt.Errorf("got %v", err)
+			return fmt.Errorf("got: %w", err)
 		}
 		return nil
 	})
@@ -79,7 +79,7 @@ func TestClient_ResolverBuilder(t *testing.T) {
 	cluster.setPrimary("", "", 9, vacant)
 	wait.Until(t, 10*time.Second, func() error {
 		if got, err := ask(); status.Code(err) != codes.Unavailable {
-			return fmt.Errorf("got %q, %v", got, err)
+			return fmt.Errorf("got %q: %w", got, err)
 		}
 		return nil
 	})

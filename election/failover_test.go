@@ -36,9 +36,11 @@ func servingView() GroupView {
 
 // lost lets the lease of a view run out; left makes it vacant.
 func lost(v *GroupView) { v.Now = start.Add(1016 * time.Millisecond) }
+
 func left(v *GroupView) {
 	v.Group.Phase, v.Group.Holder, v.Group.LastHolder, v.Group.ReleaseReason = vacant, "", "n1", "process exited"
 }
+
 func never(v *GroupView) {
 	v.Group.Phase, v.Group.Holder, v.Group.Epoch, v.Group.LastRenew = vacant, "", 0, 0
 }

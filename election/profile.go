@@ -44,17 +44,17 @@ var (
 	Fast = Profile{
 		Name: "fast", Heartbeat: 150 * time.Millisecond, LeaderLease: 120 * time.Millisecond,
 		Commit: 5 * time.Millisecond, Lease: 600 * time.Millisecond, Renew: 100 * time.Millisecond,
-		FenceMargin: 75 * time.Millisecond, Stall: time.Second, GrantSlack: 5 * time.Millisecond,
+		FenceMargin: 75 * time.Millisecond, Stall: 3 * time.Second, GrantSlack: 5 * time.Millisecond,
 	}
 	Lan = Profile{
 		Name: "lan", Heartbeat: 300 * time.Millisecond, LeaderLease: 250 * time.Millisecond,
 		Commit: 10 * time.Millisecond, Lease: 1200 * time.Millisecond, Renew: 200 * time.Millisecond,
-		FenceMargin: 150 * time.Millisecond, Stall: 2 * time.Second, GrantSlack: 5 * time.Millisecond,
+		FenceMargin: 150 * time.Millisecond, Stall: 5 * time.Second, GrantSlack: 5 * time.Millisecond,
 	}
 	Wan = Profile{
 		Name: "wan", Heartbeat: time.Second, LeaderLease: 800 * time.Millisecond,
 		Commit: 50 * time.Millisecond, Lease: 4 * time.Second, Renew: 800 * time.Millisecond,
-		FenceMargin: 500 * time.Millisecond, Stall: 5 * time.Second, GrantSlack: 10 * time.Millisecond,
+		FenceMargin: 500 * time.Millisecond, Stall: 10 * time.Second, GrantSlack: 10 * time.Millisecond,
 	}
 )
 
@@ -120,7 +120,13 @@ type field struct {
 
 func (p Profile) fields() []field {
 	return []field{
-		{"heartbeat", p.Heartbeat}, {"leader lease", p.LeaderLease}, {"commit", p.Commit}, {"lease", p.Lease},
-		{"renew", p.Renew}, {"fence margin", p.FenceMargin}, {"stall", p.Stall}, {"grant slack", p.GrantSlack},
+		{"heartbeat", p.Heartbeat},
+		{"leader lease", p.LeaderLease},
+		{"commit", p.Commit},
+		{"lease", p.Lease},
+		{"renew", p.Renew},
+		{"fence margin", p.FenceMargin},
+		{"stall", p.Stall},
+		{"grant slack", p.GrantSlack},
 	}
 }

@@ -19,9 +19,8 @@ var (
 // generator draws commands that often hit: it looks at the model for the epochs,
 // revisions and offsets that are right now.
 type generator struct {
-	t    *rapid.T
-	m    *model
-	seqs uint64
+	t *rapid.T
+	m *model
 }
 
 func (g *generator) pick(label string, from []string) string {

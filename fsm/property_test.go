@@ -64,7 +64,7 @@ func (n *node) disturb(what int) {
 func TestRandomCommandsAgainstModel(t *testing.T) {
 	base := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp(base, "case")
+		dir, err := os.MkdirTemp(base, "case") //nolint:usetesting // one for each case of rapid, whose T has no TempDir
 		if err != nil {
 			t.Fatalf("make directory: %v", err)
 		}
@@ -102,7 +102,7 @@ func TestRandomCommandsAgainstModel(t *testing.T) {
 func TestSameLogGivesSameHash(t *testing.T) {
 	base := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp(base, "case")
+		dir, err := os.MkdirTemp(base, "case") //nolint:usetesting // one for each case of rapid, whose T has no TempDir
 		if err != nil {
 			t.Fatalf("make directory: %v", err)
 		}

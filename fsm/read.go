@@ -9,7 +9,7 @@ import (
 	"math"
 	"strings"
 
-	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hastate/hastate"
@@ -161,7 +161,7 @@ func many[M proto.Message](m *Machine, t table, prefix string) []M {
 
 // haltOn halts the node for an error that is not the end of the Machine itself.
 func (m *Machine) haltOn(err error) {
-	if err == nil || errors.Is(err, bolt.ErrDatabaseNotOpen) {
+	if err == nil || errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		return
 	}
 	m.mu.RLock()

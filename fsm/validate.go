@@ -162,7 +162,8 @@ func checkPolicy(p *pb.GroupPolicy) *pb.Result {
 		name string
 		ms   uint64
 	}{
-		{"calm_ms", p.GetCalmMs()}, {"drain_ms", uint64(p.GetDrainMs())},
+		{"calm_ms", p.GetCalmMs()},
+		{"drain_ms", uint64(p.GetDrainMs())},
 		{"promote_timeout_ms", uint64(p.GetPromoteTimeoutMs())},
 	} {
 		if t.ms > maxPolicyMillis {

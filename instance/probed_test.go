@@ -231,6 +231,25 @@ func TestHooks_ExitCodes(t *testing.T) {
 	}
 }
 
+// reap kills what a failed test left running.
+func reap(t *testing.T, pidFile string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		b, err := os.ReadFile(pidFile)
+		if err != nil {
+			return
+		}
+		for _, s := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(s); err == nil && pid > 1 {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
+}
+
 // hangs ignores SIGTERM, starts a child that does too, writes both pids and a
 // lot of output, and never ends.
 const hangs = `trap '' TERM
@@ -265,6 +284,7 @@ func TestHooks_Hang(t *testing.T) {
 	h := startHealth(t, "127.0.0.1:0", 200)
 	t.Run("killed at the deadline", func(t *testing.T) {
 		pids := filepath.Join(t.TempDir(), "pids")
+		reap(t, pids)
 		in := open(t, instance.Config{Kind: "tcp", Target: h.addr, Hooks: instance.Hooks{Demote: script(t, fmt.Sprintf(hangs, pids, pids, pids))}})
 		err := in.Demote(context.Background(), instance.Demotion{Epoch: 5, Deadline: 2 * time.Second})
 		wantIs(t, err, hastate.ErrOutcomeUnknown)
@@ -275,6 +295,7 @@ func TestHooks_Hang(t *testing.T) {
 	})
 	t.Run("promotion ended by a demotion", func(t *testing.T) {
 		pids := filepath.Join(t.TempDir(), "pids")
+		reap(t, pids)
 		in := open(t, instance.Config{Kind: "tcp", Target: h.addr, Hooks: instance.Hooks{
 			Promote: script(t, fmt.Sprintf(hangs, pids, pids, pids)), Demote: []string{"true"},
 		}})
@@ -295,6 +316,7 @@ func TestHooks_Hang(t *testing.T) {
 	})
 	t.Run("a daemon that holds the output", func(t *testing.T) {
 		pids := filepath.Join(t.TempDir(), "pids")
+		reap(t, pids)
 		in := open(t, instance.Config{Kind: "tcp", Target: h.addr, Hooks: instance.Hooks{
 			Promote: script(t, "sleep 1000 & echo $! > "+pids),
 		}})

@@ -10,9 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// kickStagger spaces the early candidacies of the voters, so that they do not
+// kickStep spaces the early candidacies of the voters, so that they do not
 // split the vote: the last of a majority to time out wins.
-const kickStagger = 15 * time.Millisecond
+const kickStep = 15 * time.Millisecond
 
 // kick makes a follower stand for election as soon as it has not heard from the
 // leader for one heartbeat timeout. raft alone looks only when a timer of one to
@@ -34,7 +34,7 @@ func (n *Node) kick(ctx context.Context) error {
 			timer.Reset(heartbeat / 4)
 			continue
 		}
-		due := time.Until(last.Add(heartbeat + time.Millisecond + n.kickRank()*kickStagger))
+		due := time.Until(last.Add(heartbeat + time.Millisecond + n.kickStagger()))
 		if due > 0 {
 			timer.Reset(due)
 			continue
@@ -59,8 +59,8 @@ func (n *Node) fireElectionTimer(heartbeat time.Duration) {
 	}
 }
 
-// kickRank is this node's place among the voters by id, 0 for the first.
-func (n *Node) kickRank() time.Duration {
+// kickStagger is kickStep times this node's place among the voters by id.
+func (n *Node) kickStagger() time.Duration {
 	configuration, _ := n.machine.Configuration()
 	var ids []string
 	for _, s := range configuration.Servers {
@@ -69,5 +69,5 @@ func (n *Node) kickRank() time.Duration {
 		}
 	}
 	slices.Sort(ids)
-	return time.Duration(max(slices.Index(ids, n.cfg.NodeID), 0))
+	return kickStep * time.Duration(max(slices.Index(ids, n.cfg.NodeID), 0))
 }

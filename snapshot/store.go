@@ -179,7 +179,8 @@ func (s *Store) announce(r *record) error {
 // Create begins a snapshot. raft calls it for its own and for received ones; what
 // is called on the sink decides which it is.
 func (s *Store) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
-	configurationIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
+	configurationIndex uint64, _ raft.Transport,
+) (raft.SnapshotSink, error) {
 	if version != raft.SnapshotVersionMax {
 		return nil, fmt.Errorf("%w: snapshot version %d is not supported", hastate.ErrInvalid, version)
 	}

@@ -235,4 +235,3 @@ func TestStall_WithoutTheWatchdogNobodyLeads(t *testing.T) {
 	}
 	leader.Log.Heal()
 }
-

@@ -225,6 +225,7 @@ func TestCodecRefusesUnknownAndMissing(t *testing.T) {
 
 // seeds are messages of each kind, good and bad.
 func seeds(f *testing.F, m proto.Message) {
+	f.Helper()
 	b, err := proto.Marshal(m)
 	if err != nil {
 		f.Fatal(err)

@@ -72,6 +72,8 @@ func TestEvidenceIsOfTheSendTime(t *testing.T) {
 	a := m.add(t, "n1", func(o *Options) { o.Clock, o.Fault, o.Heartbeat = now, net, time.Minute })
 	b := m.add(t, "n2", nil)
 	answer(t, b, accept)
+	r := &fakeRaft{state: raft.Leader, term: 5}
+	a.Bind(r)
 	voters := []raft.ServerID{"n1", "n2"}
 
 	held := net.HoldResponses("n1", "n2")
@@ -111,8 +113,6 @@ func TestEvidenceIsOfTheSendTime(t *testing.T) {
 	}
 
 	// Nothing counts once this node does not lead.
-	r := &fakeRaft{}
-	a.Bind(r)
 	for _, c := range []struct {
 		state raft.RaftState
 		term  uint64
@@ -133,6 +133,7 @@ func TestEvidenceOfEveryKind(t *testing.T) {
 				m, now := newMesh(), &clock.Fake{}
 				now.Advance(time.Second)
 				a := m.add(t, "n1", func(o *Options) { o.Clock = now })
+				a.Bind(&fakeRaft{state: raft.Leader, term: 5})
 				b := m.add(t, "n2", nil)
 				answer(t, b, func(rpc raft.RPC) {
 					r := rpc.Command.(*raft.AppendEntriesRequest)

@@ -142,7 +142,7 @@ func (o Options) validate() error {
 		errs = append(errs, errors.New("ID is empty: set the id of this node"))
 	}
 	if o.Resolve == nil {
-		errs = append(errs, errors.New("Resolve is not set: it must tell the address of a node"))
+		errs = append(errs, errors.New("option Resolve is not set: it must tell the address of a node"))
 	}
 	for _, d := range []struct {
 		name  string

@@ -173,6 +173,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 func TestResponseOfAnotherNode(t *testing.T) {
 	m := newMesh()
 	a, b := m.add(t, "n1", nil), m.add(t, "n2", nil)
+	a.Bind(&fakeRaft{state: raft.Leader, term: 5})
 	answer(t, b, func(rpc raft.RPC) {
 		rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: header("n3"), Term: 5, Success: true}, nil)
 	})

@@ -53,6 +53,7 @@ func TestInstallSnapshot(t *testing.T) {
 				a, b := m.add(t, "n1", nil), m.add(t, "n2", nil)
 				var got bytes.Buffer
 				answer(t, b, install(&got))
+				a.Bind(&fakeRaft{state: raft.Leader, term: 5})
 				data := bytes.Repeat([]byte("0123456"), size/7+1)[:size]
 				var resp raft.InstallSnapshotResponse
 				if err := a.InstallSnapshot("n2", "n2", snapshotOf(size), &resp, reader(data)); err != nil || !resp.Success || resp.Term != 5 {
@@ -77,6 +78,55 @@ func TestSnapshotReaderGivesDataAndEnd(t *testing.T) {
 	r := &snapshotReader{ctx: context.Background(), stop: context.Background(), parts: parts, idle: long, left: 3}
 	if err := iotest.TestReader(r, []byte("abc")); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestSnapshotReaderRefuses(t *testing.T) {
+	end := snapshotPart{err: io.EOF}
+	for name, parts := range map[string][]snapshotPart{
+		"a clean end too early": {{msg: chunk("ab")}, end},
+		"too much":              {{msg: chunk("abcd")}, end},
+		"no data":               {{msg: chunk("abc")}, {msg: chunk("")}},
+		"a second header":       {{msg: &pb.InstallSnapshotRequest{Part: &pb.InstallSnapshotRequest_Header{}}}},
+		"a large part":          {{msg: chunk(strings.Repeat("x", MaxChunkBytes+1))}},
+		"a broken stream":       {{msg: chunk("abc")}, {err: errors.New("broken")}},
+	} {
+		in := make(chan snapshotPart, 3)
+		for _, p := range parts {
+			in <- p
+		}
+		r := &snapshotReader{ctx: context.Background(), stop: context.Background(), parts: in, idle: long, left: 3}
+		_, err := io.ReadAll(r)
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if _, again := r.Read(make([]byte, 1)); !errors.Is(again, err) {
+			t.Errorf("%s: after %v came %v", name, err, again)
+		}
+	}
+}
+
+// A snapshot waits for a peer that is away, like an append.
+func TestSnapshotWaitsForThePeer(t *testing.T) {
+	m := newMesh()
+	m.move("n2", "down")
+	a := m.add(t, "n1", func(o *Options) { o.Heartbeat = 20 * time.Millisecond })
+	b := m.add(t, "n2", nil)
+	var got bytes.Buffer
+	answer(t, b, install(&got))
+	done := make(chan error, 1)
+	go func() {
+		done <- a.InstallSnapshot("n2", "n2", snapshotOf(3), &raft.InstallSnapshotResponse{}, strings.NewReader("abc"))
+	}()
+	waitParked(t, a, done)
+	m.move("n2", "n2")
+	select {
+	case err := <-done:
+		if err != nil || got.String() != "abc" {
+			t.Fatalf("%q, %v", got.String(), err)
+		}
+	case <-time.After(long):
+		t.Fatal("the snapshot still waits")
 	}
 }
 

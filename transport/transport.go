@@ -79,7 +79,8 @@ type RaftState interface {
 }
 
 // Bind tells the transport the Raft node that uses it. Until then it takes each
-// request's term for the present one.
+// request's term for the present one, and QuorumSentAt gives no evidence. A Raft
+// node is bound once, right after raft.NewRaft.
 func (t *Transport) Bind(r RaftState) { t.watch.bind(r) }
 
 // Answered returns a channel that is closed at the next answer to an append in a
@@ -89,8 +90,8 @@ func (t *Transport) Answered() <-chan struct{} { return t.evidence.next() }
 // QuorumSentAt returns the latest t such that a majority of the voters answered,
 // in this term, an append or heartbeat that was sent at or after t. This node
 // counts with the present time if it is among the voters. False means that there
-// is no such majority, or that this node does not lead in this term. The package
-// comment says what follows from it.
+// is no such majority, or that this node does not lead in this term (or Bind was
+// not called). The package comment says what follows from it.
 //
 // The voters must be those of the newest configuration in the leader's log;
 // others must not be listed.
@@ -98,7 +99,7 @@ func (t *Transport) QuorumSentAt(term uint64, voters []raft.ServerID) (clock.Ins
 	at, ok := t.evidence.quorumSentAt(term, voters, t.opts.ID, t.opts.Clock.Now())
 	// Leadership is looked at last: the time of this node counts only if it
 	// still led in this term after all the others had answered.
-	if !ok || !t.watch.leads(term) {
+	if !ok || !t.watch.surelyLeads(term) {
 		return 0, false
 	}
 	return at, true

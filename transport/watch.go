@@ -42,15 +42,17 @@ func (w *watch) bind(r RaftState) {
 }
 
 // leads tells whether the Raft node leads in a term, true if it is not known.
-func (w *watch) leads(term uint64) bool {
+func leads(r RaftState, term uint64) bool {
+	return r == nil || (r.State() == raft.Leader && r.CurrentTerm() == term)
+}
+
+// surelyLeads tells whether the Raft node leads in a term, false if it is not
+// known.
+func (w *watch) surelyLeads(term uint64) bool {
 	w.mu.Lock()
 	r := w.raft
 	w.mu.Unlock()
-	return leads(r, term)
-}
-
-func leads(r RaftState, term uint64) bool {
-	return r == nil || (r.State() == raft.Leader && r.CurrentTerm() == term)
+	return r != nil && leads(r, term)
 }
 
 // term is the present term, 0 if it is not known.

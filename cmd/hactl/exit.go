@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -56,10 +57,14 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
+// grpcPrefix is what gRPC puts before the message of an error. The code is in the
+// advice already.
+var grpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
 // report writes two lines: what happened, and what to do next. command is the
 // command line's path, for example "hactl group show".
 func report(w io.Writer, command string, err error) {
-	text := strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.Join(strings.Fields(grpcPrefix.ReplaceAllString(err.Error(), "")), " ")
 	_, _ = fmt.Fprintf(w, "error: %s\nnext: %s\n", text, advice(command, err))
 }
 

@@ -28,7 +28,7 @@ func (a *app) readValue(arg string) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read value: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // only read from
 		source = f
 	default:
 		return []byte(arg), nil

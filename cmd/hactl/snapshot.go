@@ -107,7 +107,7 @@ func (a *app) restoreSnapshot(cmd *cobra.Command, path string, yes bool) error {
 	if err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read from
 	info, err := checkArchive(f)
 	if err != nil {
 		return fmt.Errorf("restore snapshot %s: %w", path, err)

@@ -25,7 +25,7 @@ func (a *app) inspectSnapshot(path string) error {
 	if err != nil {
 		return fmt.Errorf("inspect snapshot: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read from
 	info, err := checkArchive(f)
 	if err != nil {
 		return fmt.Errorf("inspect snapshot %s: %w", path, err)

@@ -27,6 +27,7 @@ func nextChange(t *testing.T, w pb.GroupService_WatchClient) *pb.WatchResponse {
 }
 
 func timed(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
 	return ctx

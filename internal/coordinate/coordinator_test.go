@@ -104,6 +104,7 @@ func (cl *cluster) reported(name string) {
 
 // background runs something until the test ends, or until it is told to stop.
 func background(tb testing.TB, run func(context.Context) error) func() {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx) }()

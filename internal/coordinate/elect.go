@@ -55,20 +55,20 @@ type choice struct {
 
 // lookFor is the attempt to find a primary for a group without an operator.
 func (c *Coordinator) lookFor(ctx context.Context, g *pb.Group, since clock.Instant) error {
-	_, _, err := c.elect(ctx, g, choice{since: since})
+	_, err := c.elect(ctx, g, choice{since: since})
 	return err
 }
 
 // elect grants the group, whose record is g, to the best candidate as soon as
-// that is allowed, and returns the new epoch and its holder. errMoved if the
-// lease was renewed or somebody else granted it.
-func (c *Coordinator) elect(ctx context.Context, g *pb.Group, ch choice) (uint64, string, error) {
+// that is allowed, and returns the new epoch. errMoved if the lease was
+// renewed or somebody else granted it.
+func (c *Coordinator) elect(ctx context.Context, g *pb.Group, ch choice) (uint64, error) {
 	// The answers are asked for while the lease runs out; consent is not: what it
 	// gives is counted from the answer.
 	candidates := c.canvass(ctx, g.GetName())
 	g, d, err := c.awaitLease(ctx, g, ch)
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
 	decided := c.cfg.Clock.Now()
 	if d.OnlyLastHolder {
@@ -79,15 +79,14 @@ func (c *Coordinator) elect(ctx context.Context, g *pb.Group, ch choice) (uint64
 		number, err := c.nominate(ctx, g, cand, ch.force, cand.State != pb.InstanceState_INSTANCE_STATE_READY)
 		if err != nil {
 			if ctx.Err() != nil {
-				return 0, "", ctx.Err()
+				return 0, ctx.Err()
 			}
 			refusals = append(refusals, election.Refusal{NodeID: cand.NodeID, Reason: err.Error()})
 			continue
 		}
-		epoch, err := c.grant(ctx, g, ch, d, cand.NodeID, number, decided)
-		return epoch, cand.NodeID, err
+		return c.grant(ctx, g, ch, d, cand.NodeID, number, decided)
 	}
-	return 0, "", &noneError{refusals: refusals}
+	return 0, &noneError{refusals: refusals}
 }
 
 // awaitLease waits until the group may be granted and returns it as it is then.

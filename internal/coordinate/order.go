@@ -180,7 +180,7 @@ func (c *Coordinator) settle(ctx context.Context, group string, ch choice) (*pb.
 		if !ok {
 			return nil, fmt.Errorf("%w: group %q", hastate.ErrNotFound, group)
 		}
-		epoch, _, err := c.elect(ctx, g, ch)
+		epoch, err := c.elect(ctx, g, ch)
 		if err == nil {
 			var t *pb.Transition
 			if t, err = c.awaitServing(ctx, g, epoch); err == nil {

@@ -232,13 +232,22 @@ func (c *cluster) waitLeaderNot(ctx context.Context, id string) error {
 func (c *cluster) watch(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
+	done.Go(func() { c.watchLeader(ctx) })
 	done.Go(func() {
+		type standing struct {
+			phase   pb.GroupPhase
+			epoch   uint64
+			revoked bool
+		}
+		var before standing
 		// It ends with ctx: a watch that breaks before is only less to tell.
 		_ = c.client.WatchGroups(ctx, nil, 0, func(w *pb.WatchResponse) error {
-			if w.GetHeartbeat() || w.GetGroup() == nil {
+			now, g := time.Now(), w.GetGroup()
+			is := standing{g.GetPhase(), g.GetEpoch(), g.GetRevoked()}
+			if g == nil || is == before { // a heartbeat, or something else changed
 				return nil
 			}
-			now, g := time.Now(), w.GetGroup()
+			before = is
 			switch g.GetPhase() {
 			case pb.GroupPhase_GROUP_PHASE_VACANT:
 				c.timeline.add(now, "%s released: %s", g.GetLastHolder(), g.GetReleaseReason())
@@ -253,6 +262,24 @@ func (c *cluster) watch(ctx context.Context) (stop func()) {
 		})
 	})
 	return func() { cancel(); done.Wait() }
+}
+
+// watchLeader writes each new leader into the timeline.
+func (c *cluster) watchLeader(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	before := c.leader(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if id := c.leader(ctx); id != "" && id != before {
+			before = id
+			c.timeline.add(time.Now(), "%s leads", id)
+		}
+	}
 }
 
 // phases fills in the milliseconds of the transition that followed the fault,
@@ -320,13 +347,19 @@ func (c *cluster) stop() error {
 	return errors.Join(errs...)
 }
 
+// lastLines keeps the end of a text.
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
 // tails is the end of what the processes printed, for a demo that failed.
 func (c *cluster) tails() string {
 	var b strings.Builder
 	for _, h := range c.hosts {
 		for _, p := range []*proc.Process{h.node, h.model} {
 			if p != nil {
-				fmt.Fprintf(&b, "--- %s ---\n%s\n", p.Spec.Name, p.Tail())
+				fmt.Fprintf(&b, "--- %s ---\n%s\n", p.Spec.Name, lastLines(p.Tail(), 12))
 			}
 		}
 	}

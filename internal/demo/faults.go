@@ -118,7 +118,6 @@ func killLeader(ctx context.Context, c *cluster) (string, error) {
 	c.background.Go(func() {
 		if err := c.waitLeaderNot(ctx, id); err == nil {
 			c.newLeaderAt = time.Now()
-			c.timeline.add(c.newLeaderAt, "%s leads", c.leader(ctx))
 		}
 	})
 	return "SIGKILL to the Raft leader " + id + "; the primary is elsewhere", nil

@@ -20,6 +20,7 @@ import (
 )
 
 func reconcile(t *testing.T, m *Membership) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Reconcile(ctx) }()

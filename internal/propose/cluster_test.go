@@ -57,6 +57,7 @@ type raftNode struct {
 
 // startRafts makes n real Raft nodes over an in-memory transport.
 func startRafts(t *testing.T, n int) []*raftNode {
+	t.Helper()
 	var (
 		nodes  []*raftNode
 		conf   raft.Configuration
@@ -119,6 +120,7 @@ type said struct {
 
 // load proposes from all nodes until stop is closed.
 func load(ctx context.Context, t *testing.T, nodes []*raftNode, stop <-chan struct{}) (wait func() []said) {
+	t.Helper()
 	var (
 		mu  sync.Mutex
 		all []said

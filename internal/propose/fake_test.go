@@ -59,6 +59,7 @@ type fakeRaft struct {
 }
 
 func newFakeRaft(tb testing.TB) *fakeRaft {
+	tb.Helper()
 	return &fakeRaft{tb: tb, futures: make(chan *fakeFuture, 1024), state: raft.Leader}
 }
 
@@ -110,6 +111,7 @@ func (r *fakeRaft) next() *fakeFuture {
 
 // answerAll applies everything until the test ends.
 func (r *fakeRaft) answerAll(tb testing.TB) {
+	tb.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -127,6 +129,7 @@ func (r *fakeRaft) answerAll(tb testing.TB) {
 
 // runUntilCleanup runs fn with a context that ends with the test, and waits.
 func runUntilCleanup(tb testing.TB, fn func(context.Context) error) context.CancelFunc {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- fn(ctx) }()

@@ -184,6 +184,7 @@ func (w *world) looks(n int) func() error {
 }
 
 func runUntilCleanup(tb testing.TB, fn func(context.Context) error) {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- fn(ctx) }()
@@ -229,6 +230,7 @@ func (p fakePeers) Conn(id raft.ServerID) (*grpc.ClientConn, error) {
 }
 
 func (p fakePeers) serve(tb testing.TB, id raft.ServerID, node *Node) {
+	tb.Helper()
 	lis := bufconn.Listen(1 << 20)
 	gs := grpc.NewServer()
 	pb.RegisterPeerServiceServer(gs, &peerServer{node: node})

@@ -62,15 +62,19 @@ func (s *Server) prepare(ctx context.Context, t *term, q question) (*answer, err
 	a := &answer{s: s, term: t, q: q, script: script}
 	if script.begun && script.turn.sameAs(q.turn) {
 		if q.received > len(script.tokens) {
-			return nil, &hastate.ConflictError{Key: q.session, CurrentOffset: script.end,
-				Reason: fmt.Sprintf("the client has %d tokens, the session %d", q.received, len(script.tokens))}
+			return nil, &hastate.ConflictError{
+				Key: q.session, CurrentOffset: script.end,
+				Reason: fmt.Sprintf("the client has %d tokens, the session %d", q.received, len(script.tokens)),
+			}
 		}
 		a.q.turn = script.turn // as it was begun
 		return a, nil
 	}
 	if q.received > 0 {
-		return nil, &hastate.ConflictError{Key: q.session, CurrentOffset: script.end,
-			Reason: fmt.Sprintf("the client has %d tokens of an answer that the session does not have", q.received)}
+		return nil, &hastate.ConflictError{
+			Key: q.session, CurrentOffset: script.end,
+			Reason: fmt.Sprintf("the client has %d tokens of an answer that the session does not have", q.received),
+		}
 	}
 	a.header, err = q.turn.record()
 	a.script = transcript{start: script.end, end: script.end}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -219,7 +220,7 @@ func (s *stream) finish(n int) {
 	if p, err = s.next(); err != nil || !p.done {
 		s.t.Fatalf("end is %+v %v", p, err)
 	}
-	if _, err = s.next(); err != io.EOF {
+	if _, err = s.next(); !errors.Is(err, io.EOF) {
 		s.t.Fatalf("after the end: %v", err)
 	}
 }
