@@ -55,7 +55,10 @@ func (n *Node) openData() error {
 	}); err != nil {
 		return err
 	}
-	return n.finishRestore()
+	if err = n.finishRestore(); err != nil {
+		return err
+	}
+	return n.checkFolder()
 }
 
 // openRaft starts Raft over the transport. Nothing is served yet.
