@@ -59,6 +59,7 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
+	n.admission.knows(known)
 	known[n.cfg.NodeID] = n.advertise
 	leaderAddress, leaderID := n.Leader()
 	return &pb.HelloResponse{
@@ -156,6 +157,11 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue
 		}
 		answers[reply.GetNodeId()] = reply
+		if !reply.GetHasState() && reply.GetBootstrapExpect() > 0 && n.admission.met(reply.GetNodeId(), n.cfg.BootstrapExpect) {
+			if err := n.identity.SetAdmitted(); err != nil {
+				return nil, "", err
+			}
+		}
 		if _, err := n.identity.Learn(reply.GetNodeId(), reply.GetAddress()); err != nil {
 			return nil, "", err
 		}
@@ -245,6 +251,7 @@ func (n *Node) begin(ids []string) error {
 	if err := n.raft.BootstrapCluster(configuration).Error(); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 		return fmt.Errorf("begin the cluster: %w", err)
 	}
+	n.admission.admit()
 	n.log.Info("began a new cluster", "cluster", n.identity.ClusterID(), "voters", ids)
 	return nil
 }
@@ -267,6 +274,7 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 	})
 	switch status.Code(err) {
 	case codes.OK:
+		n.admission.admit()
 		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
