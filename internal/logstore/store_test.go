@@ -271,7 +271,7 @@ func TestAStalledWriteShowsItsAge(t *testing.T) {
 func TestAClosedStoreRefuses(t *testing.T) {
 	b := open(t, Options{})
 	b.put(1, 1, 1)
-	if err := errors.Join(b.Close(), b.Store.Close()); err != nil {
+	if err := errors.Join(b.Close(), b.Close()); err != nil {
 		t.Fatal(err)
 	}
 	var l raft.Log
