@@ -62,6 +62,7 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
+	n.admission.knows(known)
 	known[n.cfg.NodeID] = n.advertise
 	leaderAddress, leaderID := n.Leader()
 	return &pb.HelloResponse{
@@ -121,9 +122,9 @@ func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 		if !a.GetHasState() || a.GetClusterId() == "" {
 			continue
 		}
-		if n.cfg.BootstrapExpect > 0 && round < founderPatience {
-			// Most likely one of those that begin together has done so, with this
-			// node among the voters: the leader will call.
+		if n.cfg.BootstrapExpect > 0 && n.admission.is() && round < founderPatience {
+			// One of those that begin together has done so, with this node among the
+			// voters: the leader will call.
 			return "waiting for the leader of the new cluster to call", nil
 		}
 		return n.joinExisting(ctx, a)
@@ -164,6 +165,11 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue
 		}
 		answers[reply.GetNodeId()] = reply
+		if !reply.GetHasState() && reply.GetBootstrapExpect() > 0 && n.admission.met(reply.GetNodeId(), n.cfg.BootstrapExpect) {
+			if err := n.identity.SetAdmitted(); err != nil {
+				return nil, "", err
+			}
+		}
 		if _, err := n.identity.Learn(reply.GetNodeId(), reply.GetAddress()); err != nil {
 			return nil, "", err
 		}
@@ -253,6 +259,7 @@ func (n *Node) begin(ids []string) error {
 	if err := n.raft.BootstrapCluster(configuration).Error(); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 		return fmt.Errorf("begin the cluster: %w", err)
 	}
+	n.admission.admit()
 	n.log.Info("began a new cluster", "cluster", n.identity.ClusterID(), "voters", ids)
 	return nil
 }
@@ -278,6 +285,7 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 		if reply.GetClusterId() == "" {
 			return "the cluster is just beginning", nil
 		}
+		n.admission.admit()
 		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {

@@ -49,7 +49,8 @@ type Node struct {
 	transport *transport.Transport
 	raft      *raft.Raft
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
-	hadState bool
+	hadState  bool
+	admission admission
 
 	batcher  *propose.Batcher
 	proposer *propose.Node

@@ -75,6 +75,9 @@ func (n *Node) openRaft() error {
 	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
 		return fmt.Errorf("look for earlier state: %w", err)
 	}
+	if n.hadState || n.identity.Admitted() {
+		n.admission.admit()
+	}
 	if n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, n.logs, n.snapshots, n.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -119,8 +122,8 @@ func (n *Node) openServices() error {
 		return err
 	}
 	opts := append(transport.ServerOptions(),
-		grpc.ChainUnaryInterceptor(n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
-		grpc.ChainStreamInterceptor(n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
+		grpc.ChainUnaryInterceptor(n.admitUnary, n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
+		grpc.ChainStreamInterceptor(n.admitStream, n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
 	if n.cfg.ServerTLS != nil {
 		opts = append(opts, grpc.Creds(n.cfg.ServerTLS))
 	}
