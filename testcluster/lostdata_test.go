@@ -14,6 +14,7 @@ import (
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
 // A node of which a part of the data is lost must not go on with the rest: without
@@ -27,9 +28,9 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 			}})
 			leader := c.WaitLeader()
 			victim := c.Others(leader)[0]
-			clients := c.Client()
+			sessions := c.Client().Sessions(hastate.DefaultGroup)
 			for range 30 {
-				if _, err := proposeOpen(within(t), clients); err != nil {
+				if _, err := sessions.Put(within(t), &pb.PutRequest{Session: &pb.Session{Id: "s"}}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -44,7 +45,7 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 				return nil
 			})
 			victim.Crash()
-			path, aside := filepath.Join(victim.Config().DataDir, name), filepath.Join(t.TempDir(), name)
+			path, aside := filepath.Join(victim.Config().DataDir, name), filepath.Join(filepath.Dir(victim.Config().DataDir), "aside-"+name)
 			if err := os.Rename(path, aside); err != nil {
 				t.Fatal(err)
 			}
