@@ -267,10 +267,17 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 	})
 	switch status.Code(err) {
 	case codes.OK:
+		if reply.GetClusterId() == "" {
+			return "the cluster has no id yet", nil
+		}
 		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil
+		}
+		if status.Code(err) == codes.FailedPrecondition && n.hasState() {
+			// It was refused for being empty, and has got the log since it asked.
+			return "", nil
 		}
 		return "", fmt.Errorf("%w: join at %s: %s", hastate.ErrPrecondition, address, status.Convert(err).Message())
 	default:
