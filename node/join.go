@@ -291,6 +291,10 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil
 		}
+		if status.Code(err) == codes.FailedPrecondition && n.hasState() {
+			// It was refused for being empty, and has got the log since it asked.
+			return "", nil
+		}
 		return "", fmt.Errorf("%w: join at %s: %s", hastate.ErrPrecondition, address, status.Convert(err).Message())
 	default:
 		return fmt.Sprintf("join at %s: %s", address, status.Convert(err).Message()), nil

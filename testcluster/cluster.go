@@ -170,7 +170,13 @@ func (m *Member) TryStart() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cluster.monitor.set(m, n)
 	m.node, m.cancel, m.done = n, cancel, make(chan error, 1)
-	go func() { m.done <- n.Run(ctx) }()
+	go func() {
+		err := n.Run(ctx)
+		if err != nil && !errors.Is(err, errCrash) {
+			m.config.Logger.Error("the node has ended", "err", err)
+		}
+		m.done <- err
+	}()
 	return nil
 }
 
