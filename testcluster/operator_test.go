@@ -28,6 +28,7 @@ func proposeOpen(ctx context.Context, c *client.Client) (*pb.OpenClientResponse,
 }
 
 func TestSwitchover(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -56,6 +57,7 @@ func TestSwitchover(t *testing.T) {
 }
 
 func TestSwitchover_TargetCannotServe(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, _ := c.WaitPrimary(0)
@@ -72,6 +74,7 @@ func TestSwitchover_TargetCannotServe(t *testing.T) {
 }
 
 func TestFailoverOrdered(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -87,6 +90,7 @@ func TestFailoverOrdered(t *testing.T) {
 }
 
 func TestPause_StopsAutomaticFailover(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -132,6 +136,7 @@ func waitVacant(t *testing.T, c *Cluster, m *Member) {
 }
 
 func TestSessions_ExactlyOnceOverPartitions(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	c.WaitLeader()
 	sessions := c.Client().Sessions(hastate.DefaultGroup)
@@ -161,6 +166,7 @@ func TestSessions_ExactlyOnceOverPartitions(t *testing.T) {
 }
 
 func TestSessions_StaleEpochIsFenced(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -178,6 +184,7 @@ func TestSessions_StaleEpochIsFenced(t *testing.T) {
 }
 
 func TestWriteWithoutQuorum(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	leader := c.WaitLeader()
 	for _, m := range c.Others(leader) {
