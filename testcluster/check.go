@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -142,10 +143,11 @@ func primary(n *node.Node) (uint64, bool) {
 	return h.Primary()
 }
 
-// violate keeps the first few.
+// violate keeps the first few, each once.
 func (m *monitor) violate(format string, args ...any) {
-	if len(m.violations) < 10 {
-		m.violations = append(m.violations, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	if len(m.violations) < 10 && !slices.Contains(m.violations, text) {
+		m.violations = append(m.violations, text)
 	}
 }
 
