@@ -28,6 +28,9 @@ const (
 	joinInterval = 100 * time.Millisecond
 	// helloTimeout bounds one question to one address.
 	helloTimeout = time.Second
+	// founderPatience is how many rounds a node that begins a cluster with others
+	// waits to be called before it asks to join.
+	founderPatience = 20
 	// maxJoin bounds the join list, with what its members know.
 	maxJoin = 64
 )
@@ -91,7 +94,7 @@ func (n *Node) enter(ctx context.Context) error {
 		if n.hasState() {
 			return n.announce(ctx)
 		}
-		why, err := n.enterOnce(ctx)
+		why, err := n.enterOnce(ctx, round)
 		if err != nil {
 			return err
 		}
@@ -109,7 +112,7 @@ func (n *Node) enter(ctx context.Context) error {
 }
 
 // enterOnce is one round: it returns why this node is not in yet.
-func (n *Node) enterOnce(ctx context.Context) (string, error) {
+func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 	answers, trouble, err := n.askAround(ctx)
 	if err != nil {
 		return "", err
@@ -117,6 +120,11 @@ func (n *Node) enterOnce(ctx context.Context) (string, error) {
 	for _, a := range answers {
 		if !a.GetHasState() || a.GetClusterId() == "" {
 			continue
+		}
+		if n.cfg.BootstrapExpect > 0 && round < founderPatience {
+			// Most likely one of those that begin together has done so, with this
+			// node among the voters: the leader will call.
+			return "waiting for the leader of the new cluster to call", nil
 		}
 		return n.joinExisting(ctx, a)
 	}
@@ -267,6 +275,9 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 	})
 	switch status.Code(err) {
 	case codes.OK:
+		if reply.GetClusterId() == "" {
+			return "the cluster is just beginning", nil
+		}
 		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {

@@ -48,8 +48,8 @@ func (n *Node) openData() error {
 	if n.snapshots, err = snapshot.Open(snapshot.Options{
 		Dir: filepath.Join(dir, "snapshots"), Source: snapshot.SourceFunc(n.beginStream), Logger: n.log, Version: n.cfg.Version,
 		OnReceived: n.logs.ForgetDivergent,
-		OnInstalled: func(index, term uint64) {
-			n.logs.SnapshotInstalled(index)
+		OnInstalled: func(index, term, stateIndex uint64) {
+			n.logs.SnapshotInstalled(stateIndex)
 			n.logs.Base(index, term)
 		},
 	}); err != nil {
@@ -170,8 +170,7 @@ func (m *machine) Restore(rc io.ReadCloser) error {
 	if err := m.Machine.Restore(rc); err != nil {
 		return err
 	}
-	index, _ := m.Applied()
-	return m.snapshots.Restored(index)
+	return m.snapshots.Restored(m.Flushed())
 }
 
 // openHolders attaches the model servers.

@@ -161,17 +161,31 @@ func (n *Node) exchangeWith(ctx context.Context, id string) {
 }
 
 // followMembers keeps the addresses on disk in step with the member records, so
-// that a whole cluster can restart.
+// that a whole cluster can restart, and lets go of nodes that were removed.
 func (n *Node) followMembers(ctx context.Context) error {
+	members := map[string]bool{}
 	for {
 		changed := n.machine.Changed()
+		before := members
+		members = map[string]bool{}
 		for _, m := range n.machine.Members() {
+			members[m.GetNodeId()] = true
 			news, err := n.identity.Learn(m.GetNodeId(), m.GetAddress())
 			if err != nil {
 				return err
 			}
 			if news {
 				n.log.Info("member address", "member", m.GetNodeId(), "address", m.GetAddress())
+			}
+		}
+		for id := range before {
+			if members[id] || id == n.cfg.NodeID {
+				continue
+			}
+			// An append that waits for it would wait for a long time.
+			n.transport.Disconnect(raft.ServerAddress(id))
+			if err := n.identity.Forget(id); err != nil {
+				return err
 			}
 		}
 		if cluster := n.machine.ClusterID(); cluster != "" {

@@ -43,6 +43,7 @@ func (n *Node) watchdog(ctx context.Context) error {
 	var (
 		applied   uint64
 		appliedAt = n.cfg.Clock.Now()
+		stalled   bool
 	)
 	for {
 		select {
@@ -50,9 +51,13 @@ func (n *Node) watchdog(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if d := n.logs.Stalled(); d > n.cfg.Profile.Stall {
+		d := n.logs.Stalled()
+		if d > n.cfg.Profile.Stall && stalled {
 			return &StalledError{What: "a write to the log", For: d}
 		}
+		// Seen once it may be this process that stood still (SIGSTOP, suspend):
+		// the write then ends at once.
+		stalled = d > n.cfg.Profile.Stall
 		if d := n.batcher.TransferStuck(); d > max(n.cfg.Profile.Stall, 2*n.cfg.Profile.Heartbeat) {
 			// raft#696: it would refuse every write for as long as it leads.
 			return &StalledError{What: "a leadership transfer that raft does not end", For: d}

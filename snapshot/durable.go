@@ -101,7 +101,7 @@ func (d folder) sync() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only synced
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync directory %s: %w", d.path, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -169,9 +170,22 @@ func (f *flipped) Read(p []byte) (int, error) {
 }
 
 func newPeer(t testing.TB, id raft.ServerID) *peer {
-	p := &peer{t: t, id: id, dir: t.TempDir(), sm: &machine{}, forget: true}
+	t.Helper()
+	p := &peer{t: t, id: id, dir: memoryDir(t), sm: &machine{}, forget: true}
 	t.Cleanup(p.stop)
 	return p
+}
+
+// memoryDir is a directory in memory where there is one: a disk that others keep busy
+// makes leaders lose their lease.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "snapshot") //nolint:usetesting // not on the disk: it is slow and busy
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // open opens the stores.
@@ -185,8 +199,8 @@ func (p *peer) open() {
 	if p.forget {
 		o.OnReceived = p.log.ForgetDivergent
 	}
-	o.OnInstalled = func(index, term uint64) {
-		p.log.SnapshotInstalled(index)
+	o.OnInstalled = func(index, term, state uint64) {
+		p.log.SnapshotInstalled(state)
 		p.log.Base(index, term)
 	}
 	p.snaps = openStore(p.t, o)

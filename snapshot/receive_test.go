@@ -24,7 +24,9 @@ func (c *calls) hook(o Options) Options {
 		c.got = append(c.got, fmt.Sprintf("received %d/%d", index, term))
 		return nil
 	}
-	o.OnInstalled = func(index, term uint64) { c.got = append(c.got, fmt.Sprintf("installed %d/%d", index, term)) }
+	o.OnInstalled = func(index, term, state uint64) {
+		c.got = append(c.got, fmt.Sprintf("installed %d/%d to %d", index, term, state))
+	}
 	return o
 }
 
@@ -45,7 +47,7 @@ func TestAReceivedSnapshotIsPendingUntilItIsRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log.want(t, "received 10/2", "installed 12/3")
+	log.want(t, "received 10/2", "installed 10/2 to 12")
 	check := func(s *Store) {
 		t.Helper()
 		got, h, ok := s.Pending()
@@ -67,7 +69,7 @@ func TestAReceivedSnapshotIsPendingUntilItIsRestored(t *testing.T) {
 	check(s)
 	// A crash before the state machine has taken it over.
 	s = openStore(t, s.opts)
-	log.want(t, "received 10/2", "installed 12/3")
+	log.want(t, "received 10/2", "installed 10/2 to 12")
 	check(s)
 	// Below its index nothing is taken over.
 	if err := s.Restored(11); err != nil {
@@ -88,7 +90,7 @@ func TestAReceivedSnapshotIsPendingUntilItIsRestored(t *testing.T) {
 			t.Fatal(got)
 		}
 		s = openStore(t, s.opts)
-		log.want(t, "installed 12/3")
+		log.want(t, "installed 10/2 to 12")
 	}
 }
 
@@ -244,7 +246,7 @@ func TestABackupGetsTheIndexOfItsSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log.want(t, "received 42/5", "installed 42/5")
+	log.want(t, "received 42/5", "installed 42/5 to 42")
 	if got, h, ok := s.Pending(); !ok || got != id || h.GetIndex() != 42 || h.GetTerm() != 5 || !h.GetBackup() {
 		t.Fatal(got, h, ok)
 	}

@@ -41,10 +41,10 @@ type Options struct {
 	// has taken it over. It makes the log agree with the snapshot
 	// (logstore.ForgetDivergent). An error keeps the snapshot from raft.
 	OnReceived func(index, term uint64) error
-	// OnInstalled is called after OnReceived, and at Open for the newest snapshot,
-	// with the index and the term up to which the state goes: for
-	// logstore.SnapshotInstalled and logstore.Base.
-	OnInstalled func(index, term uint64)
+	// OnInstalled is called after OnReceived, and at Open for the newest snapshot:
+	// with its index and term, for logstore.Base, and with the index of its state,
+	// which may be above, for logstore.SnapshotInstalled.
+	OnInstalled func(index, term, stateIndex uint64)
 	// Fault is for tests; nil breaks nothing.
 	Fault Fault
 }
@@ -171,7 +171,8 @@ func (s *Store) announce(r *record) error {
 		}
 	}
 	if s.opts.OnInstalled != nil {
-		s.opts.OnInstalled(r.reach())
+		reach, _ := r.reach()
+		s.opts.OnInstalled(r.Index, r.Term, reach)
 	}
 	return nil
 }

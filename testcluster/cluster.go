@@ -85,7 +85,7 @@ func New(tb testing.TB, o Options) *Cluster {
 	if o.Profile == (election.Profile{}) {
 		o.Profile = Calm
 	}
-	c := &Cluster{tb: tb, options: o, dir: tb.TempDir(), Network: transport.NewNetwork()}
+	c := &Cluster{tb: tb, options: o, dir: memoryDir(tb), Network: transport.NewNetwork()}
 	var join []string
 	for range o.Nodes {
 		join = append(join, newAddress(tb))
@@ -379,8 +379,25 @@ func (c *Cluster) WaitReady() {
 	})
 }
 
+// memoryDir is a folder in memory where there is one: these tests are not about
+// the disk, and a busy disk makes leaders step down.
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "hastate-test-") //nolint:usetesting // not on the disk
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Errorf("remove %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
 // testLogger writes a node's log into the test's when HASTATE_TEST_LOG is set.
 func testLogger(tb testing.TB, id string) *slog.Logger {
+	tb.Helper()
 	if os.Getenv("HASTATE_TEST_LOG") == "" {
 		return slog.New(slog.DiscardHandler)
 	}

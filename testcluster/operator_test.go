@@ -7,25 +7,12 @@ import (
 	"errors"
 	"testing"
 
-	"google.golang.org/grpc"
-
 	"github.com/hastate/hastate"
-	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
 func offWatchdog(c *node.Config) { c.Faults.WatchdogOff = true }
-
-func proposeOpen(ctx context.Context, c *client.Client) (*pb.OpenClientResponse, error) {
-	var reply *pb.OpenClientResponse
-	err := c.Call(ctx, client.Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-		var err error
-		reply, err = pb.NewSessionServiceClient(cc).OpenClient(ctx, &pb.OpenClientRequest{Name: "test"})
-		return err
-	})
-	return reply, err
-}
 
 func TestSwitchover(t *testing.T) {
 	t.Parallel()

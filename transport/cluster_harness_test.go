@@ -131,7 +131,7 @@ func newCluster(tb testing.TB, n int) *cluster {
 
 func (c *cluster) start(id raft.ServerID, l net.Listener, addresses map[raft.ServerID]string, servers []raft.Server) *raftNode {
 	c.tb.Helper()
-	const heartbeat = 200 * time.Millisecond
+	const heartbeat = 300 * time.Millisecond
 	node := &raftNode{id: id, fsm: &counter{}, log: &store{InmemStore: raft.NewInmemStore()}}
 	t, err := New(Options{
 		ID: id, Heartbeat: heartbeat, Fault: c.net, AppendTimeout: 2 * time.Second,
@@ -206,28 +206,32 @@ func (c *cluster) followers(leader *raftNode) []*raftNode {
 	return out
 }
 
-// apply applies n commands, many at a time.
-func (c *cluster) apply(leader *raftNode, n int) {
+// apply applies n commands, many at a time, on the leader. If the leader changes
+// meanwhile it begins again: some may be applied twice.
+func (c *cluster) apply(n int, except ...*raftNode) {
 	c.tb.Helper()
-	futures := make([]raft.ApplyFuture, n)
-	for i := range futures {
-		futures[i] = leader.Apply(binary.BigEndian.AppendUint64(nil, uint64(i)), long)
-	}
-	for _, f := range futures {
-		if err := f.Error(); err != nil {
-			c.tb.Fatalf("apply on %s: %v", leader.id, err)
+	wait.Until(c.tb, 3*long, func() error {
+		leader := c.leader(except...)
+		futures := make([]raft.ApplyFuture, n)
+		for i := range futures {
+			futures[i] = leader.Apply(binary.BigEndian.AppendUint64(nil, uint64(i)), long)
 		}
-	}
+		var err error
+		for _, f := range futures {
+			err = errors.Join(err, f.Error())
+		}
+		return err
+	})
 }
 
 // equal waits until all state machines are the same.
-func (c *cluster) equal(leader *raftNode) {
+func (c *cluster) equal() {
 	c.tb.Helper()
 	wait.Until(c.tb, 2*long, func() error {
-		sum, num := leader.fsm.get()
-		for _, n := range c.nodes {
+		sum, num := c.nodes[0].fsm.get()
+		for _, n := range c.nodes[1:] {
 			if s, m := n.fsm.get(); s != sum || m != num {
-				return fmt.Errorf("%s has %d commands, %s has %d", n.id, m, leader.id, num)
+				return fmt.Errorf("%s has %d commands, %s has %d", n.id, m, c.nodes[0].id, num)
 			}
 		}
 		return nil

@@ -79,6 +79,7 @@ func (m *mesh) add(tb testing.TB, id raft.ServerID, change func(*Options)) *Tran
 
 // listen serves t at an address until the test ends or stop is called.
 func (m *mesh) listen(tb testing.TB, address string, t *Transport) (stop func()) {
+	tb.Helper()
 	l := bufconn.Listen(1 << 20)
 	s := grpc.NewServer(append(ServerOptions(),
 		grpc.ChainUnaryInterceptor(t.UnaryServerInterceptor()),

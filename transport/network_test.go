@@ -17,6 +17,7 @@ import (
 
 // soon is a context for what must not get through.
 func soon(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	t.Cleanup(cancel)
 	return ctx

@@ -212,12 +212,12 @@ func TestSnapshotReaderHasAnIdleTimeout(t *testing.T) {
 // The deadline is on progress: a snapshot may take longer in all.
 func TestSnapshotDeadlineIsOnProgress(t *testing.T) {
 	m := newMesh()
-	idle := 300 * time.Millisecond
+	idle := 1500 * time.Millisecond
 	a := m.add(t, "n1", func(o *Options) { o.SnapshotIdle = idle })
 	b := m.add(t, "n2", nil)
 	answer(t, b, func(rpc raft.RPC) {
 		// The receiver is the slow one: longer in all than the deadline.
-		n, err := io.Copy(io.Discard, io.TeeReader(rpc.Reader, pauses{}))
+		n, err := io.Copy(io.Discard, io.TeeReader(rpc.Reader, &pauses{}))
 		rpc.Respond(&raft.InstallSnapshotResponse{Term: 5, Success: n == 40*MaxChunkBytes}, err)
 	})
 	began := time.Now()
@@ -235,10 +235,14 @@ type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
-type pauses struct{}
+// pauses pauses after each mebibyte: so much the sender must get through in time.
+type pauses struct{ n int }
 
-func (pauses) Write(b []byte) (int, error) {
-	<-time.After(time.Millisecond)
+func (p *pauses) Write(b []byte) (int, error) {
+	if p.n += len(b); p.n >= 1<<20 {
+		p.n = 0
+		<-time.After(200 * time.Millisecond)
+	}
 	return len(b), nil
 }
 

@@ -36,6 +36,9 @@ type stream struct {
 	// received are the tokens in order of arrival.
 	received []received
 	faultAt  time.Time
+	// updates is the watch of the primary, known what it last said.
+	updates <-chan client.Primary
+	known   client.Primary
 }
 
 type received struct {
@@ -54,6 +57,12 @@ func (s *stream) faulted(at time.Time) { s.faultAt = at }
 func (s *stream) run(ctx context.Context, on func(received int) error) error {
 	var failed uint64 // the epoch whose primary failed us
 	last := errors.New("no attempt was made")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the watch
+	var err error
+	if s.updates, err = s.c.client.WatchPrimary(ctx, ""); err != nil {
+		return err
+	}
 	for {
 		p, err := s.primary(ctx, failed)
 		if err != nil {
@@ -78,29 +87,30 @@ type hookError struct{ error }
 // primary waits for a serving primary. One that has just failed is asked again
 // too, after a moment: it may have been the connection.
 func (s *stream) primary(ctx context.Context, failed uint64) (client.Primary, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	updates, err := s.c.client.WatchPrimary(ctx, "")
-	if err != nil {
-		return client.Primary{}, err
-	}
 	again := time.NewTimer(20 * time.Millisecond)
 	defer again.Stop()
-	var last client.Primary
 	for {
+		select { // what the watch has said by now goes first
+		case p, ok := <-s.updates:
+			if ok {
+				s.known = p
+				continue
+			}
+		default:
+		}
+		if s.known.Serving() && s.known.Epoch != failed {
+			return s.known, nil
+		}
 		select {
 		case <-ctx.Done():
-			return last, ctx.Err()
-		case p, ok := <-updates:
+			return s.known, ctx.Err()
+		case p, ok := <-s.updates:
 			if !ok {
-				return last, errors.New("the watch ended")
+				return s.known, errors.New("the watch ended")
 			}
-			last = p
+			s.known = p
 		case <-again.C:
 			failed = 0
-		}
-		if last.Serving() && last.Epoch != failed {
-			return last, nil
 		}
 	}
 }

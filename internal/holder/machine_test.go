@@ -317,6 +317,7 @@ func TestMachineFence(t *testing.T) {
 
 func TestMachinePromotion(t *testing.T) {
 	start := func(t *testing.T) *script {
+		t.Helper()
 		s := newScript(t, true)
 		s.expect(0, nominate(7), "consent=true")
 		s.expect(10*ms, s.grant(2000, 7), "STANDBY 2000, promote 2000, renew")

@@ -52,18 +52,26 @@ func writeLog(t testing.TB, data []byte) string {
 	return path
 }
 
-func TestADamagedFileIsRefusedWithWords(t *testing.T) {
-	good := sampleLog(t, 400)
+// leafOf finds a page of log entries.
+func leafOf(t testing.TB, file []byte) int {
+	t.Helper()
 	page := os.Getpagesize()
-	leaf := -1 // a page of log entries
-	for off := 2 * page; off+page <= len(good); off += page {
-		if order.Uint16(good[off+8:]) == flagLeaf && order.Uint64(good[off:]) == uint64(off/page) && order.Uint16(good[off+10:]) > 10 {
+	leaf := -1
+	for off := 2 * page; off+page <= len(file); off += page {
+		if order.Uint16(file[off+8:]) == flagLeaf && order.Uint64(file[off:]) == uint64(off/page) && order.Uint16(file[off+10:]) > 10 {
 			leaf = off
 		}
 	}
 	if leaf < 0 {
 		t.Fatal("no leaf page in the sample")
 	}
+	return leaf
+}
+
+func TestADamagedFileIsRefusedWithWords(t *testing.T) {
+	good := sampleLog(t, 400)
+	page := os.Getpagesize()
+	leaf := leafOf(t, good)
 	cases := map[string]struct {
 		damage func([]byte) []byte
 		words  string

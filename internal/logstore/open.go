@@ -29,8 +29,6 @@ const (
 	// checkBytes bounds how much of the log is read and checked at Open, newest
 	// entries first. Older entries are checked when they are read.
 	checkBytes = 512 << 20
-
-	fileMode = 0o600
 )
 
 // boltFileOpener opens, locks and checks the file for bbolt, which then finds the
@@ -89,7 +87,7 @@ func lock(f *os.File) error {
 		case time.Now().After(deadline):
 			return fmt.Errorf("%w: the log file %s is in use by another process: stop the other hanode that runs on this data directory, or give this one a directory of its own", hastate.ErrPrecondition, f.Name())
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond) // nothing tells when another process lets go; bounded by the deadline
 	}
 }
 
@@ -132,7 +130,7 @@ func syncDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }() // only synced
 	if err := d.Sync(); err != nil {
 		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}

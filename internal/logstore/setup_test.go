@@ -4,6 +4,7 @@ package logstore
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -38,13 +39,13 @@ func open(t testing.TB, opts Options) *bench {
 		t.Fatal(err)
 	}
 	b.Store = s
-	t.Cleanup(func() { _ = b.Store.Close() })
+	t.Cleanup(func() { _ = b.Close() })
 	return b
 }
 
 func (b *bench) reopen() {
 	b.t.Helper()
-	if err := b.Store.Close(); err != nil {
+	if err := b.Close(); err != nil {
 		b.t.Fatal(err)
 	}
 	s, err := Open(b.opts)
@@ -128,4 +129,16 @@ func (s *script) Before(op string) error {
 		return nil
 	}
 	return f(op)
+}
+
+// memoryDir is a directory in memory where there is one, for tests that write often
+// and do not care for the disk.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "logstore") //nolint:usetesting // not on the disk: it is slow and busy
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"maps"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -106,10 +107,13 @@ func TestACompactionIsMadeInChunksThatLeaveAContiguousLog(t *testing.T) {
 // map, over appends, gaps, overwrites, truncations, compactions and restarts.
 func TestAStoreAnswersLikeAMap(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		stores := []*bench{open(t, Options{CacheBytes: 1 << 20}), open(t, Options{CacheBytes: 1}), open(t, Options{CacheBytes: 3 * (entryOverhead + 20)})}
+		var stores []*bench
+		for _, cache := range []int64{1 << 20, 1, 3 * (entryOverhead + 20)} {
+			stores = append(stores, open(t, Options{CacheBytes: cache, Path: filepath.Join(memoryDir(t), "log.db")}))
+		}
 		defer func() {
 			for _, b := range stores {
-				_ = b.Store.Close()
+				_ = b.Close()
 			}
 		}()
 		model := map[uint64]raft.Log{}
@@ -267,7 +271,7 @@ func TestAStalledWriteShowsItsAge(t *testing.T) {
 func TestAClosedStoreRefuses(t *testing.T) {
 	b := open(t, Options{})
 	b.put(1, 1, 1)
-	if err := errors.Join(b.Store.Close(), b.Store.Close()); err != nil {
+	if err := errors.Join(b.Close(), b.Close()); err != nil {
 		t.Fatal(err)
 	}
 	var l raft.Log

@@ -70,6 +70,7 @@ func TestStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T) {
 	b.put(1, 1, 5)
 	at2 := b.tick()
 	b.put(2, 3, 3)
+	b.tick()
 	b.storedAt(2, at1)
 	b.storedAt(3, at2)
 	b.storedAt(5, at2) // raised with it: an upper bound, and times rise with the index

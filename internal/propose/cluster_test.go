@@ -155,6 +155,7 @@ func load(ctx context.Context, t *testing.T, nodes []*raftNode, stop <-chan stru
 
 // compare checks what was said against what each node has applied.
 func compare(t *testing.T, nodes []*raftNode, all []said) {
+	t.Helper()
 	var ok, refused, open int
 	for _, s := range all {
 		for i, n := range nodes {

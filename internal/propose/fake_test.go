@@ -181,6 +181,7 @@ func (s *peerServer) Forward(stream pb.PeerService_ForwardServer) error {
 
 // serve makes node reachable for the users of p; stop cuts it off.
 func (p *fakePeers) serve(tb testing.TB, id raft.ServerID, srv pb.PeerServiceServer) (stop func()) {
+	tb.Helper()
 	lis := bufconn.Listen(1 << 20)
 	gs := grpc.NewServer()
 	pb.RegisterPeerServiceServer(gs, srv)

@@ -34,6 +34,7 @@ func newNode(t *testing.T, id raft.ServerID, r *fakeRaft, peers *fakePeers, chan
 
 // pair is a leader n1 and a follower n2 that forwards to it.
 func pair(t *testing.T) (leader, follower *Node, lr, fr *fakeRaft, peers *fakePeers) {
+	t.Helper()
 	lr, fr, peers = newFakeRaft(t), newFakeRaft(t), &fakePeers{}
 	fr.set(raft.Follower, "n1")
 	leader = newNode(t, "n1", lr, peers)

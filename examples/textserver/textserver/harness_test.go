@@ -238,7 +238,7 @@ func (s *stream) cut(want []string, from int, code string) int {
 			if p.Error.Code != code || p.HA.Index != i {
 				s.t.Fatalf("cut with %+v at %+v, want %s at %d", p.Error, p.HA, code, i)
 			}
-			if _, err := s.next(); err != io.EOF {
+			if _, err := s.next(); !errors.Is(err, io.EOF) {
 				s.t.Fatalf("after the cut: %v", err)
 			}
 			return i

@@ -141,7 +141,7 @@ func TestRole_LeaseTimer(t *testing.T) {
 	term := r.term
 	wait.Until(t, patience, func() error {
 		if cause := context.Cause(term.ctx); !errors.Is(cause, errLeaseOver) {
-			return fmt.Errorf("the term's cause is %v", cause)
+			return fmt.Errorf("the term's cause is %w", cause)
 		}
 		return nil
 	})
