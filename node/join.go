@@ -28,9 +28,10 @@ const (
 	joinInterval = 100 * time.Millisecond
 	// helloTimeout bounds one question to one address.
 	helloTimeout = time.Second
-	// founderPatience is how many rounds a node that begins a cluster with others
-	// waits to be called before it asks to join.
-	founderPatience = 20
+	// joinTimeout bounds one request to be taken in.
+	joinTimeout = 10 * time.Second
+	// strangerInterval is the time between two looks whether there is a leader.
+	strangerInterval = time.Second
 	// maxJoin bounds the join list, with what its members know.
 	maxJoin = 64
 )
@@ -67,7 +68,7 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 	return &pb.HelloResponse{
 		NodeId: me.GetNodeId(), Address: me.GetAddress(), ClusterId: me.GetClusterId(), BootId: me.GetBootId(),
 		BootstrapExpect: me.GetBootstrapExpect(), HasState: n.hasState(), LeaderId: leaderID, LeaderAddress: leaderAddress,
-		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known,
+		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known, LastLogIndex: n.raft.LastIndex(),
 	}, nil
 }
 
@@ -83,6 +84,20 @@ func (n *Node) checkStranger(req *pb.HelloRequest) error {
 // hasState says whether this node has ever had a Raft log.
 func (n *Node) hasState() bool { return n.hadState || n.raft.LastIndex() > 0 }
 
+// errNotEntered is why a node without data takes no Raft requests. If it was a
+// voter and has lost its data, it would vote as if it had never acknowledged
+// anything, and acknowledged writes could be lost. So it first finds out that it
+// begins a cluster with others, or a majority takes it in.
+var errNotEntered = errors.New("it has no data and was not taken in by a cluster yet")
+
+// accept says whether Raft's requests may be answered.
+func (n *Node) accept() error {
+	if n.entered.Load() {
+		return nil
+	}
+	return errNotEntered
+}
+
 // enter makes this node a member of a cluster: it begins a new one with the
 // others of its kind, or asks an existing one to take it in. It returns when
 // that is done, or with an error that no retry can mend.
@@ -94,7 +109,7 @@ func (n *Node) enter(ctx context.Context) error {
 		if n.hasState() {
 			return n.announce(ctx)
 		}
-		why, err := n.enterOnce(ctx, round)
+		why, err := n.enterOnce(ctx)
 		if err != nil {
 			return err
 		}
@@ -112,19 +127,22 @@ func (n *Node) enter(ctx context.Context) error {
 }
 
 // enterOnce is one round: it returns why this node is not in yet.
-func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
+func (n *Node) enterOnce(ctx context.Context) (string, error) {
 	answers, trouble, err := n.askAround(ctx)
 	if err != nil {
 		return "", err
+	}
+	if n.beginning(answers) {
+		n.entered.Store(true)
 	}
 	for _, a := range answers {
 		if !a.GetHasState() || a.GetClusterId() == "" {
 			continue
 		}
-		if n.cfg.BootstrapExpect > 0 && round < founderPatience {
-			// Most likely one of those that begin together has done so, with this
-			// node among the voters: the leader will call.
-			return "waiting for the leader of the new cluster to call", nil
+		if n.entered.Load() {
+			// It was taken in, or one of those that begin together has begun, with
+			// this node among the voters.
+			return "waiting for the leader to call", nil
 		}
 		return n.joinExisting(ctx, a)
 	}
@@ -135,6 +153,22 @@ func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 		return "", fmt.Errorf("%w: data folder %s is empty and there is nobody to join: give join addresses, or bootstrap-expect to begin a new cluster", hastate.ErrPrecondition, n.cfg.DataDir)
 	}
 	return "no node of a cluster answered at the join addresses" + trouble, nil
+}
+
+// beginning reports whether all nodes that this one is to begin a cluster with
+// are there and none of their logs has more than the first configuration: then
+// nothing can have been acknowledged yet, by this node neither.
+func (n *Node) beginning(answers map[string]*pb.HelloResponse) bool {
+	fresh := 1
+	for _, a := range answers {
+		switch {
+		case a.GetLastLogIndex() > 1:
+			return false
+		case a.GetBootstrapExpect() > 0:
+			fresh++
+		}
+	}
+	return n.cfg.BootstrapExpect > 0 && fresh == n.cfg.BootstrapExpect
 }
 
 // askAround says hello to the join list and to whoever the answers name.
@@ -263,22 +297,17 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 	if address == "" {
 		address = seen.GetAddress()
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	conn, err := n.dialAddress(address)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = conn.Close() }()
-	reply, err := pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
-		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
-	})
+	reply, err := n.askToJoin(ctx, address)
 	switch status.Code(err) {
 	case codes.OK:
 		if reply.GetClusterId() == "" {
 			return "the cluster is just beginning", nil
 		}
-		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
+		if err := n.identity.Pin(reply.GetClusterId()); err != nil {
+			return "", err
+		}
+		n.entered.Store(true)
+		return "waiting for the leader to call", nil
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil
@@ -294,10 +323,63 @@ func isNotLeader(err error) bool {
 	return errors.Is(err, hastate.ErrNotLeader) || errors.Is(err, hastate.ErrNoLeader)
 }
 
-// announce tells the others where this node is now, until one of them has heard
-// it: its address may have changed since it last ran.
+// announce tells the others where this node is now: its address may have changed
+// since it last ran. While it finds no leader it asks the one of the others why:
+// it may have been removed.
 func (n *Node) announce(ctx context.Context) error {
 	n.setProblem("join", "")
-	_, _, err := n.askAround(ctx)
-	return err
+	if _, _, err := n.askAround(ctx); err != nil {
+		return err
+	}
+	tick := time.NewTicker(strangerInterval)
+	defer tick.Stop()
+	for alone := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if _, leader := n.Leader(); leader != "" {
+			alone = 0
+			n.setProblem("join", "")
+			continue
+		}
+		if alone++; alone > 1 { // an election takes less
+			n.setProblem("join", n.askWhyAlone(ctx))
+		}
+	}
+}
+
+// askWhyAlone asks the leader that others follow whether this node is one of
+// them, and returns what it says against it.
+func (n *Node) askWhyAlone(ctx context.Context) string {
+	answers, _, err := n.askAround(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	for _, a := range answers {
+		if a.GetClusterId() == "" || a.GetLeaderAddress() == "" || a.GetLeaderId() == n.cfg.NodeID {
+			continue
+		}
+		_, err := n.askToJoin(ctx, a.GetLeaderAddress())
+		if status.Code(err) == codes.FailedPrecondition || status.Code(err) == codes.AlreadyExists {
+			return status.Convert(err).Message()
+		}
+		return ""
+	}
+	return ""
+}
+
+// askToJoin asks the leader of a cluster, which is at address.
+func (n *Node) askToJoin(ctx context.Context, address string) (*pb.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	conn, err := n.dialAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
+		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
+	})
 }

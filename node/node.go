@@ -50,6 +50,8 @@ type Node struct {
 	raft      *raft.Raft
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState bool
+	// entered: this node may take part in Raft; see errNotEntered.
+	entered atomic.Bool
 
 	batcher  *propose.Batcher
 	proposer *propose.Node

@@ -65,13 +65,14 @@ func (n *Node) openRaft() error {
 	if n.transport, err = transport.New(transport.Options{
 		ID: raft.ServerID(n.cfg.NodeID), Resolve: n.resolve, Dial: n.cfg.dialOptions(), AllowPlaintext: n.cfg.AllowPlaintext,
 		Heartbeat: p.Heartbeat, Election: p.Heartbeat, ClusterID: n.identity.ClusterID, OnClusterID: n.identity.Pin,
-		Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
+		Accept: n.accept, Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
 	}); err != nil {
 		return err
 	}
 	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
 		return fmt.Errorf("look for earlier state: %w", err)
 	}
+	n.entered.Store(n.hadState)
 	if n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, n.logs, n.snapshots, n.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}

@@ -3,6 +3,7 @@
 package testcluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ const Patience = 60 * time.Second
 type Options struct {
 	// Nodes is how many begin the cluster; 0: 3.
 	Nodes int
+	// Prefix of the ids of the nodes; empty: n.
+	Prefix string
 	// NoInstances leaves out the model servers.
 	NoInstances bool
 	// Profile of timeouts; zero: Calm.
@@ -91,7 +94,7 @@ func New(tb testing.TB, o Options) *Cluster {
 		join = append(join, newAddress(tb))
 	}
 	for i := range o.Nodes {
-		m := c.newMember(fmt.Sprintf("n%d", i+1), "", join[i])
+		m := c.newMember(fmt.Sprintf("%s%d", cmp.Or(o.Prefix, "n"), i+1), "", join[i])
 		m.config.BootstrapExpect, m.config.Join = o.Nodes, join
 	}
 	c.monitor = startMonitor(c)
