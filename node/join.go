@@ -56,6 +56,10 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 			return nil, err
 		}
 		n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
+		// A node is pinned to its cluster before its log begins.
+		if req.GetClusterId() == "" && req.GetAppliedIndex() == 0 {
+			n.memory.sawBlank(req.GetNodeId())
+		}
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
@@ -156,6 +160,9 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue
 		}
 		answers[reply.GetNodeId()] = reply
+		if !reply.GetHasState() && reply.GetClusterId() == "" {
+			n.memory.sawBlank(reply.GetNodeId())
+		}
 		if _, err := n.identity.Learn(reply.GetNodeId(), reply.GetAddress()); err != nil {
 			return nil, "", err
 		}
@@ -270,7 +277,11 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 		if reply.GetClusterId() == "" {
 			return "the cluster has no id yet", nil
 		}
-		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
+		if err := n.identity.Pin(reply.GetClusterId()); err != nil {
+			return "", err
+		}
+		n.memory.complete()
+		return "waiting for the log of the cluster", nil
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil

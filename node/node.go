@@ -50,6 +50,7 @@ type Node struct {
 	raft      *raft.Raft
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState bool
+	memory   memory
 
 	batcher  *propose.Batcher
 	proposer *propose.Node

@@ -90,6 +90,9 @@ func (t *Transport) admit(ctx context.Context, fromLeader bool) (raft.ServerID, 
 		t.logger.Warn("refused a request", "from", from, "err", err)
 		return "", err
 	}
+	if err := t.opts.Admit(from); err != nil {
+		return "", refuse("node %s does not take part yet: %v", t.opts.ID, err)
+	}
 	if fromLeader && cluster != "" && t.opts.ClusterID() == "" {
 		if err := t.opts.OnClusterID(cluster); err != nil {
 			return "", refuse("node %s does not accept cluster %s: %v", t.opts.ID, cluster, err)

@@ -81,6 +81,9 @@ type Options struct {
 	// OnClusterID is called with the cluster id of a leader that calls while
 	// ClusterID returns "". An error refuses the call.
 	OnClusterID func(string) error
+	// Admit is asked for every request of Raft that comes in, with who sent it; an
+	// error refuses it. It keeps a node that may have lost its log from voting.
+	Admit func(from raft.ServerID) error
 	// Serving tells whether this node may act as leader or candidate. While it
 	// is false, heartbeats, appends, snapshots and vote requests stay here, so
 	// that another node takes over (a stalled disk). A TimeoutNow goes out.
@@ -117,6 +120,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnClusterID == nil {
 		o.OnClusterID = func(string) error { return nil }
+	}
+	if o.Admit == nil {
+		o.Admit = func(raft.ServerID) error { return nil }
 	}
 	if o.Serving == nil {
 		o.Serving = func() bool { return true }
