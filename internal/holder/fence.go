@@ -96,14 +96,11 @@ func (m *machine) tickFencing(now clock.Instant) {
 }
 
 // promoteReturned goes on when the last Promote call under the epoch is out of
-// the way.
+// the way. That the process was seen to be gone is not enough then: the call may
+// have reached the one that came after it.
 func (m *machine) promoteReturned(now clock.Instant) {
-	f := &m.fence
-	switch {
-	case m.status.Gone:
-		m.silenced(now)
-	case f.demoting && !f.clean, !f.demoting:
-		// One that was sent before Promote returned proves nothing.
+	// A Demote that was sent before Promote returned proves nothing.
+	if f := &m.fence; !f.demoting || !f.clean {
 		f.demoting, f.demoteAt = false, now
 	}
 }
