@@ -59,10 +59,12 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 		return nil, err
 	}
 	if req.GetNodeId() != n.cfg.NodeID {
-		if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
-			return nil, err
+		if n.believes(req) {
+			if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
+				return nil, err
+			}
+			n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 		}
-		n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
@@ -74,6 +76,25 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 		BootstrapExpect: me.GetBootstrapExpect(), HasState: n.hasState(), LeaderId: leaderID, LeaderAddress: leaderAddress,
 		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known,
 	}, nil
+}
+
+// believes reports whether what a node says of itself is remembered. Once there is a
+// cluster, one that is not known to belong to it cannot say where a member is: a new
+// node that was given a member's id by mistake would cut the member off. It is
+// remembered when a leader has taken it in.
+func (n *Node) believes(req *pb.HelloRequest) bool {
+	mine := n.identity.ClusterID()
+	if mine == "" || req.GetClusterId() == mine {
+		return true
+	}
+	for _, m := range n.machine.Members() {
+		if m.GetNodeId() == req.GetNodeId() {
+			return false
+		}
+	}
+	// A voter of the first configuration that has not got the log yet.
+	configuration, _ := n.machine.Configuration()
+	return slices.ContainsFunc(configuration.Servers, func(s raft.Server) bool { return string(s.ID) == req.GetNodeId() })
 }
 
 // checkStranger refuses a node that says it is of another cluster.

@@ -173,6 +173,9 @@ func (n *Node) Machine() *fsm.Machine { return n.machine }
 // Raft is the consensus engine, for tests and metrics.
 func (n *Node) Raft() *raft.Raft { return n.raft }
 
+// FirstLogIndex is the oldest log entry that is kept, 0 if there is none.
+func (n *Node) FirstLogIndex() (uint64, error) { return n.logs.FirstIndex() }
+
 // Holder is the lease holder of a group's instance beside this node.
 func (n *Node) Holder(group string) (*holder.Holder, bool) {
 	h, ok := n.holders[group]
