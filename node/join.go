@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -222,6 +223,9 @@ func (n *Node) helloTo(ctx context.Context, address string) (*pb.HelloResponse, 
 
 func (n *Node) dialAddress(address string) (*grpc.ClientConn, error) {
 	opts := n.cfg.dialOptions()
+	if host, _, err := net.SplitHostPort(address); opts == nil && !n.cfg.AllowPlaintext && (err != nil || !loopback(host)) {
+		return nil, fmt.Errorf("%w: %s is not loopback and there is no TLS: give certificates, or allow plaintext explicitly", hastate.ErrInvalid, address)
+	}
 	if opts == nil {
 		opts = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
@@ -257,6 +261,14 @@ func (n *Node) bootstrap(answers map[string]*pb.HelloResponse, trouble string) (
 		for _, other := range ids {
 			if _, knows := a.GetKnown()[other]; !knows && a.GetBootstrapExpect() > 0 {
 				return fmt.Sprintf("node %s does not know node %s yet", id, other), nil
+			}
+		}
+	}
+	for id, a := range answers {
+		for other := range a.GetKnown() {
+			if _, answered := answers[other]; !answered && other != n.cfg.NodeID {
+				// It may begin a cluster with some of the same nodes.
+				return fmt.Sprintf("node %s knows node %s too, which does not answer here%s", id, other, trouble), nil
 			}
 		}
 	}
@@ -330,8 +342,11 @@ func isNotLeader(err error) bool {
 // it may have been removed.
 func (n *Node) announce(ctx context.Context) error {
 	n.setProblem("join", "")
-	if _, _, err := n.askAround(ctx); err != nil {
-		return err
+	if _, _, err := n.askAround(ctx); errors.Is(err, hastate.ErrAlreadyExists) {
+		return err // two processes with this id
+	} else if err != nil {
+		// An address from long ago may belong to somebody else by now.
+		n.log.Warn("announce this node", "err", err)
 	}
 	tick := time.NewTicker(strangerInterval)
 	defer tick.Stop()
