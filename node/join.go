@@ -164,7 +164,9 @@ func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 	return "no node of a cluster answered at the join addresses" + trouble, nil
 }
 
-// askAround says hello to the join list and to whoever the answers name.
+// askAround says hello to the join list and to whoever the answers name. That a node
+// of the join list belongs to another cluster is an error; a remembered address may
+// be somebody else's by now.
 func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, string, error) {
 	answers := map[string]*pb.HelloResponse{}
 	asked := map[string]bool{n.advertise: true}
@@ -184,7 +186,7 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue // myself, by another name
 		case err == nil && reply.GetNodeId() == n.cfg.NodeID, status.Code(err) == codes.AlreadyExists:
 			return nil, "", fmt.Errorf("%w: node id %q is in use by a running node at %s: give this one its own id", hastate.ErrAlreadyExists, n.cfg.NodeID, address)
-		case status.Code(err) == codes.FailedPrecondition:
+		case status.Code(err) == codes.FailedPrecondition && slices.Contains(n.cfg.Join, address):
 			return nil, "", err
 		case err != nil:
 			troubles = append(troubles, fmt.Sprintf("%s: %s", address, status.Convert(err).Message()))
@@ -342,11 +344,8 @@ func isNotLeader(err error) bool {
 // it may have been removed.
 func (n *Node) announce(ctx context.Context) error {
 	n.setProblem("join", "")
-	if _, _, err := n.askAround(ctx); errors.Is(err, hastate.ErrAlreadyExists) {
-		return err // two processes with this id
-	} else if err != nil {
-		// An address from long ago may belong to somebody else by now.
-		n.log.Warn("announce this node", "err", err)
+	if _, _, err := n.askAround(ctx); err != nil {
+		return err
 	}
 	tick := time.NewTicker(strangerInterval)
 	defer tick.Stop()
