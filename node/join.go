@@ -360,10 +360,28 @@ func (n *Node) announce(ctx context.Context) error {
 			n.setProblem("join", "")
 			continue
 		}
-		if alone++; alone > 1 { // an election takes less
-			n.setProblem("join", n.askWhyAlone(ctx))
+		if alone++; alone <= 1 {
+			continue // an election takes less
+		}
+		why := n.askWhyAlone(ctx)
+		n.setProblem("join", why)
+		if alone == 3 {
+			n.log.Warn("no leader is known", "silent", n.silentVoters(), "reason", why)
 		}
 	}
+}
+
+// silentVoters are the voters that have not answered this node lately.
+func (n *Node) silentVoters() []string {
+	var silent []string
+	configuration, _ := n.machine.Configuration()
+	for _, s := range configuration.Servers {
+		at, ok := n.transport.LastAnswered(s.ID)
+		if s.Suffrage == raft.Voter && string(s.ID) != n.cfg.NodeID && (!ok || n.cfg.Clock.Now().Sub(at) > 2*strangerInterval) {
+			silent = append(silent, string(s.ID))
+		}
+	}
+	return silent
 }
 
 // askWhyAlone asks the leader that others follow whether this node is one of

@@ -78,6 +78,12 @@ type Node struct {
 	problems map[string]string
 	progress map[string]progress
 
+	// slow is for people: see reportSlow. now belongs to the watchdog.
+	slow struct {
+		now   bool
+		count atomic.Uint64
+	}
+
 	// halt carries the first error after which nothing may go on.
 	halt   chan error
 	closed sync.Once
@@ -92,6 +98,8 @@ type leadership struct {
 	// none.
 	barrier     atomic.Uint64
 	coordinator atomic.Pointer[coordinate.Coordinator]
+	// terms counts the terms led, for people.
+	terms atomic.Uint64
 	// wake has room for one: it says that something changed. Never closed.
 	wake chan struct{}
 }
@@ -290,6 +298,8 @@ func ignoreCanceled(err, cause error) error {
 func (n *Node) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
+	n.log.Info("stopping: primaryship and leadership are handed over; the node stays a member")
+	defer n.log.Info("handed over")
 	n.handOff(ctx, handoffDrain)
 	if n.raft.State() != raft.Leader {
 		return
