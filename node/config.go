@@ -202,7 +202,7 @@ func (c Config) validateAddresses() []error {
 
 func validName(what, s string) error {
 	if s == "" {
-		return fmt.Errorf("%s is missing", what)
+		return fmt.Errorf("%s is missing: give it a name", what)
 	}
 	if len(s) > hastate.MaxNameBytes {
 		return fmt.Errorf("%s is %d bytes, the limit is %d", what, len(s), hastate.MaxNameBytes)

@@ -31,6 +31,9 @@ type identityFile struct {
 	Format    int    `json:"format"`
 	NodeID    string `json:"node_id"`
 	ClusterID string `json:"cluster_id,omitempty"`
+	// Admitted: it may take part in Raft although it has no data, see admission.
+	// Of no meaning once ClusterID is known.
+	Admitted bool `json:"admitted,omitempty"`
 	// Addresses of the other nodes, by id: needed to elect a leader before the
 	// replicated member records can be read.
 	Addresses map[string]string `json:"addresses,omitempty"`
@@ -67,6 +70,21 @@ func (id *identity) ClusterID() string {
 	id.mu.Lock()
 	defer id.mu.Unlock()
 	return id.saved.ClusterID
+}
+
+// Admitted says that this node was admitted before it ever heard of a cluster.
+func (id *identity) Admitted() bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.saved.Admitted && id.saved.ClusterID == ""
+}
+
+// SetAdmitted notes an admission: the node may stop before the first entry comes.
+func (id *identity) SetAdmitted() error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.saved.Admitted = true
+	return id.writeLocked()
 }
 
 // Pin fixes the cluster for ever; another one is an error.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,9 @@ const (
 	joinInterval = 100 * time.Millisecond
 	// helloTimeout bounds one question to one address.
 	helloTimeout = time.Second
+	// founderPatience is how many rounds a node that begins a cluster with others
+	// waits to be called before it asks to join.
+	founderPatience = 20
 	// joinTimeout bounds one request to be taken in.
 	joinTimeout = 10 * time.Second
 	// strangerInterval is the time between two looks whether there is a leader.
@@ -56,20 +60,42 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 		return nil, err
 	}
 	if req.GetNodeId() != n.cfg.NodeID {
-		if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
-			return nil, err
+		if n.believes(req) {
+			if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
+				return nil, err
+			}
+			n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 		}
-		n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
+	n.admission.knows(known)
 	known[n.cfg.NodeID] = n.advertise
 	leaderAddress, leaderID := n.Leader()
 	return &pb.HelloResponse{
 		NodeId: me.GetNodeId(), Address: me.GetAddress(), ClusterId: me.GetClusterId(), BootId: me.GetBootId(),
 		BootstrapExpect: me.GetBootstrapExpect(), HasState: n.hasState(), LeaderId: leaderID, LeaderAddress: leaderAddress,
-		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known, LastLogIndex: n.raft.LastIndex(),
+		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known,
 	}, nil
+}
+
+// believes reports whether what a node says of itself is remembered. Once there is a
+// cluster, one that is not known to belong to it cannot say where a member is: a new
+// node that was given a member's id by mistake would cut the member off. It is
+// remembered when a leader has taken it in.
+func (n *Node) believes(req *pb.HelloRequest) bool {
+	mine := n.identity.ClusterID()
+	if mine == "" || req.GetClusterId() == mine {
+		return true
+	}
+	for _, m := range n.machine.Members() {
+		if m.GetNodeId() == req.GetNodeId() {
+			return false
+		}
+	}
+	// A voter of the first configuration that has not got the log yet.
+	configuration, _ := n.machine.Configuration()
+	return slices.ContainsFunc(configuration.Servers, func(s raft.Server) bool { return string(s.ID) == req.GetNodeId() })
 }
 
 // checkStranger refuses a node that says it is of another cluster.
@@ -84,20 +110,6 @@ func (n *Node) checkStranger(req *pb.HelloRequest) error {
 // hasState says whether this node has ever had a Raft log.
 func (n *Node) hasState() bool { return n.hadState || n.raft.LastIndex() > 0 }
 
-// errNotEntered is why a node without data takes no Raft requests. If it was a
-// voter and has lost its data, it would vote as if it had never acknowledged
-// anything, and acknowledged writes could be lost. So it first finds out that it
-// begins a cluster with others, or a majority takes it in.
-var errNotEntered = errors.New("it has no data and was not taken in by a cluster yet")
-
-// accept says whether Raft's requests may be answered.
-func (n *Node) accept() error {
-	if n.entered.Load() {
-		return nil
-	}
-	return errNotEntered
-}
-
 // enter makes this node a member of a cluster: it begins a new one with the
 // others of its kind, or asks an existing one to take it in. It returns when
 // that is done, or with an error that no retry can mend.
@@ -109,7 +121,7 @@ func (n *Node) enter(ctx context.Context) error {
 		if n.hasState() {
 			return n.announce(ctx)
 		}
-		why, err := n.enterOnce(ctx)
+		why, err := n.enterOnce(ctx, round)
 		if err != nil {
 			return err
 		}
@@ -127,22 +139,19 @@ func (n *Node) enter(ctx context.Context) error {
 }
 
 // enterOnce is one round: it returns why this node is not in yet.
-func (n *Node) enterOnce(ctx context.Context) (string, error) {
+func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 	answers, trouble, err := n.askAround(ctx)
 	if err != nil {
 		return "", err
-	}
-	if n.beginning(answers) {
-		n.entered.Store(true)
 	}
 	for _, a := range answers {
 		if !a.GetHasState() || a.GetClusterId() == "" {
 			continue
 		}
-		if n.entered.Load() {
-			// It was taken in, or one of those that begin together has begun, with
-			// this node among the voters.
-			return "waiting for the leader to call", nil
+		if n.cfg.BootstrapExpect > 0 && n.admission.is() && round < founderPatience {
+			// One of those that begin together has done so, with this node among the
+			// voters: the leader will call.
+			return "waiting for the leader of the new cluster to call", nil
 		}
 		return n.joinExisting(ctx, a)
 	}
@@ -155,23 +164,9 @@ func (n *Node) enterOnce(ctx context.Context) (string, error) {
 	return "no node of a cluster answered at the join addresses" + trouble, nil
 }
 
-// beginning reports whether all nodes that this one is to begin a cluster with
-// are there and none of their logs has more than the first configuration: then
-// nothing can have been acknowledged yet, by this node neither.
-func (n *Node) beginning(answers map[string]*pb.HelloResponse) bool {
-	fresh := 1
-	for _, a := range answers {
-		switch {
-		case a.GetLastLogIndex() > 1:
-			return false
-		case a.GetBootstrapExpect() > 0:
-			fresh++
-		}
-	}
-	return n.cfg.BootstrapExpect > 0 && fresh == n.cfg.BootstrapExpect
-}
-
-// askAround says hello to the join list and to whoever the answers name.
+// askAround says hello to the join list and to whoever the answers name. That a node
+// of the join list belongs to another cluster is an error; a remembered address may
+// be somebody else's by now.
 func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, string, error) {
 	answers := map[string]*pb.HelloResponse{}
 	asked := map[string]bool{n.advertise: true}
@@ -191,13 +186,18 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue // myself, by another name
 		case err == nil && reply.GetNodeId() == n.cfg.NodeID, status.Code(err) == codes.AlreadyExists:
 			return nil, "", fmt.Errorf("%w: node id %q is in use by a running node at %s: give this one its own id", hastate.ErrAlreadyExists, n.cfg.NodeID, address)
-		case status.Code(err) == codes.FailedPrecondition:
+		case status.Code(err) == codes.FailedPrecondition && slices.Contains(n.cfg.Join, address):
 			return nil, "", err
 		case err != nil:
 			troubles = append(troubles, fmt.Sprintf("%s: %s", address, status.Convert(err).Message()))
 			continue
 		}
 		answers[reply.GetNodeId()] = reply
+		if !reply.GetHasState() && reply.GetBootstrapExpect() > 0 && n.admission.met(reply.GetNodeId(), n.cfg.BootstrapExpect) {
+			if err := n.identity.SetAdmitted(); err != nil {
+				return nil, "", err
+			}
+		}
 		if _, err := n.identity.Learn(reply.GetNodeId(), reply.GetAddress()); err != nil {
 			return nil, "", err
 		}
@@ -225,6 +225,9 @@ func (n *Node) helloTo(ctx context.Context, address string) (*pb.HelloResponse, 
 
 func (n *Node) dialAddress(address string) (*grpc.ClientConn, error) {
 	opts := n.cfg.dialOptions()
+	if host, _, err := net.SplitHostPort(address); opts == nil && !n.cfg.AllowPlaintext && (err != nil || !loopback(host)) {
+		return nil, fmt.Errorf("%w: %s is not loopback and there is no TLS: give certificates, or allow plaintext explicitly", hastate.ErrInvalid, address)
+	}
 	if opts == nil {
 		opts = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
@@ -263,6 +266,14 @@ func (n *Node) bootstrap(answers map[string]*pb.HelloResponse, trouble string) (
 			}
 		}
 	}
+	for id, a := range answers {
+		for other := range a.GetKnown() {
+			if _, answered := answers[other]; !answered && other != n.cfg.NodeID {
+				// It may begin a cluster with some of the same nodes.
+				return fmt.Sprintf("node %s knows node %s too, which does not answer here%s", id, other, trouble), nil
+			}
+		}
+	}
 	if ids[0] != n.cfg.NodeID {
 		return "waiting for node " + ids[0] + " to begin the cluster", nil
 	}
@@ -287,6 +298,7 @@ func (n *Node) begin(ids []string) error {
 	if err := n.raft.BootstrapCluster(configuration).Error(); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 		return fmt.Errorf("begin the cluster: %w", err)
 	}
+	n.admission.admit()
 	n.log.Info("began a new cluster", "cluster", n.identity.ClusterID(), "voters", ids)
 	return nil
 }
@@ -306,11 +318,15 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 		if err := n.identity.Pin(reply.GetClusterId()); err != nil {
 			return "", err
 		}
-		n.entered.Store(true)
+		n.admission.admit()
 		return "waiting for the leader to call", nil
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil
+		}
+		if status.Code(err) == codes.FailedPrecondition && n.hasState() {
+			// It was refused for being empty, and has got the log since it asked.
+			return "", nil
 		}
 		return "", fmt.Errorf("%w: join at %s: %s", hastate.ErrPrecondition, address, status.Convert(err).Message())
 	default:

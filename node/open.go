@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -15,6 +17,7 @@ import (
 	"github.com/hastate/hastate/fsm"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/api"
+	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/internal/holder"
 	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/internal/member"
@@ -55,7 +58,10 @@ func (n *Node) openData() error {
 	}); err != nil {
 		return err
 	}
-	return n.finishRestore()
+	if err := n.finishRestore(); err != nil {
+		return err
+	}
+	return n.checkData()
 }
 
 // openRaft starts Raft over the transport. Nothing is served yet.
@@ -65,15 +71,18 @@ func (n *Node) openRaft() error {
 	if n.transport, err = transport.New(transport.Options{
 		ID: raft.ServerID(n.cfg.NodeID), Resolve: n.resolve, Dial: n.cfg.dialOptions(), AllowPlaintext: n.cfg.AllowPlaintext,
 		Heartbeat: p.Heartbeat, Election: p.Heartbeat, ClusterID: n.identity.ClusterID, OnClusterID: n.identity.Pin,
-		Accept: n.accept, Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
+		Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
 	}); err != nil {
 		return err
 	}
+	n.applier = &applier{Machine: n.machine, snapshots: n.snapshots, clock: n.cfg.Clock}
 	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
 		return fmt.Errorf("look for earlier state: %w", err)
 	}
-	n.entered.Store(n.hadState)
-	if n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, n.logs, n.snapshots, n.transport); err != nil {
+	if n.hadState || n.identity.Admitted() {
+		n.admission.admit()
+	}
+	if n.raft, err = raft.NewRaft(n.raftConfig(), n.applier, n.logs, n.logs, n.snapshots, n.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	n.transport.Bind(n.raft)
@@ -94,6 +103,9 @@ func (n *Node) raftConfig() *raft.Config {
 	c.Logger = newRaftLogger(n.log)
 	return c
 }
+
+// maxStreams bounds the calls under way on one client connection.
+const maxStreams = 4096
 
 // maxAppendEntries bounds one AppendEntries; the transport bounds its bytes.
 const maxAppendEntries = 256
@@ -117,8 +129,9 @@ func (n *Node) openServices() error {
 		return err
 	}
 	opts := append(transport.ServerOptions(),
-		grpc.ChainUnaryInterceptor(n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
-		grpc.ChainStreamInterceptor(n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
+		grpc.MaxConcurrentStreams(maxStreams), grpc.WaitForHandlers(true),
+		grpc.ChainUnaryInterceptor(n.admitUnary, n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
+		grpc.ChainStreamInterceptor(n.admitStream, n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
 	if n.cfg.ServerTLS != nil {
 		opts = append(opts, grpc.Creds(n.cfg.ServerTLS))
 	}
@@ -159,15 +172,34 @@ func (n *Node) openProposals() error {
 	return err
 }
 
-// machine is the state machine as raft gets it: a snapshot that it has taken over
-// is not kept as a file any longer.
-type machine struct {
+// applier is the state machine as raft has it: one whose running call shows, for
+// the watchdog, and that keeps no file of a snapshot that it has taken over.
+type applier struct {
 	*fsm.Machine
 	snapshots *snapshot.Store
+	clock     clock.Clock
+	// since is when the running ApplyBatch began, 0 if none runs.
+	since atomic.Int64
+}
+
+// ApplyBatch applies log entries.
+func (m *applier) ApplyBatch(logs []*raft.Log) []any {
+	m.since.Store(int64(m.clock.Now()))
+	defer m.since.Store(0)
+	return m.Machine.ApplyBatch(logs)
+}
+
+// stalled is how long the running ApplyBatch has taken, 0 if none runs.
+func (m *applier) stalled(now clock.Instant) time.Duration {
+	since := clock.Instant(m.since.Load())
+	if since == 0 {
+		return 0
+	}
+	return now.Sub(since)
 }
 
 // Restore takes over a snapshot.
-func (m *machine) Restore(rc io.ReadCloser) error {
+func (m *applier) Restore(rc io.ReadCloser) error {
 	if err := m.Machine.Restore(rc); err != nil {
 		return err
 	}

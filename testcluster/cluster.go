@@ -121,7 +121,7 @@ func (c *Cluster) newMember(id, folder, listen string) *Member {
 		m.Instance = newInstance(c.tb)
 		m.config.Instances = []node.InstanceConfig{{
 			Group: hastate.DefaultGroup, Address: m.Instance.Address(),
-			Attach: instance.Config{Kind: "grpc", Target: m.Instance.Address(), Interval: 100 * time.Millisecond, Timeout: 2 * time.Second},
+			Attach: instance.Config{Kind: "grpc", Target: m.Instance.Address(), Interval: 400 * time.Millisecond, Timeout: 2 * time.Second},
 		}}
 	}
 	if c.options.Configure != nil {
@@ -167,7 +167,13 @@ func (m *Member) TryStart() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cluster.monitor.set(m, n)
 	m.node, m.cancel, m.done = n, cancel, make(chan error, 1)
-	go func() { m.done <- n.Run(ctx) }()
+	go func() {
+		err := n.Run(ctx)
+		if err != nil && !errors.Is(err, errCrash) {
+			m.config.Logger.Error("the node has ended", "err", err)
+		}
+		m.done <- err
+	}()
 	return nil
 }
 

@@ -4,6 +4,7 @@ package testcluster
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,7 +111,7 @@ func TestFailover_RefusedPromotionTriesNext(t *testing.T) {
 	}
 	failed := 0
 	for _, tr := range second.Node().Machine().History(hastate.DefaultGroup, 100) {
-		if tr.GetTo() == bad.ID && tr.GetOutcome() == pb.TransitionOutcome_TRANSITION_OUTCOME_FAILED {
+		if tr.GetTo() == bad.ID && tr.GetOutcome() == pb.TransitionOutcome_TRANSITION_OUTCOME_FAILED && strings.HasPrefix(tr.GetDetail(), "promotion failed: ") {
 			failed++
 		}
 	}

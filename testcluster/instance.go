@@ -136,7 +136,8 @@ func (in *Instance) RefusePromotion(yes bool) {
 	defer in.mu.Unlock()
 	in.refuse = nil
 	if yes {
-		in.refuse = status.Error(codes.Internal, "out of memory")
+		// As servers say it: with a stack.
+		in.refuse = status.Error(codes.Internal, "out of memory\n\tat load_weights\n\tat promote")
 	}
 }
 
@@ -211,7 +212,7 @@ func (in *Instance) Promote(ctx context.Context, req *pb.PromoteRequest) (*pb.Pr
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if req.GetEpoch() < in.epoch {
+	if req.GetEpoch() < in.epoch || req.GetEpoch() == in.epoch && in.role == pb.Role_ROLE_STANDBY {
 		return nil, hastate.ToStatus(&hastate.FencedError{Group: req.GetGroup(), Epoch: req.GetEpoch(), NewestEpoch: in.epoch})
 	}
 	if in.refuse != nil {

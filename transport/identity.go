@@ -9,9 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/hastate/hastate"
 )
@@ -91,10 +89,6 @@ func (t *Transport) admit(ctx context.Context, fromLeader bool) (raft.ServerID, 
 	if err := t.CheckIncoming(ctx); err != nil {
 		t.logger.Warn("refused a request", "from", from, "err", err)
 		return "", err
-	}
-	if err := t.opts.Accept(); err != nil {
-		// Not before it is known to be meant for this node and this cluster.
-		return "", status.Errorf(codes.Unavailable, "node %s takes no Raft requests: %v", t.opts.ID, err)
 	}
 	if fromLeader && cluster != "" && t.opts.ClusterID() == "" {
 		if err := t.opts.OnClusterID(cluster); err != nil {

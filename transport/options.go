@@ -81,10 +81,6 @@ type Options struct {
 	// OnClusterID is called with the cluster id of a leader that calls while
 	// ClusterID returns "". An error refuses the call.
 	OnClusterID func(string) error
-	// Accept refuses all requests of Raft with its error: this node is not, or
-	// must not be, a part of the cluster yet. The sender takes it for a node that
-	// cannot be reached, and tries again.
-	Accept func() error
 	// Serving tells whether this node may act as leader or candidate. While it
 	// is false, heartbeats, appends, snapshots and vote requests stay here, so
 	// that another node takes over (a stalled disk). A TimeoutNow goes out.
@@ -121,9 +117,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnClusterID == nil {
 		o.OnClusterID = func(string) error { return nil }
-	}
-	if o.Accept == nil {
-		o.Accept = func() error { return nil }
 	}
 	if o.Serving == nil {
 		o.Serving = func() bool { return true }

@@ -208,7 +208,8 @@ func mergeFlags(o *options, in *instanceOptions, getenv func(string) (string, bo
 			return
 		}
 		if err := fs.Set(name, value); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", where, err))
+			// pflag's text is about a flag, which nobody has written.
+			errs = append(errs, fmt.Errorf("%s: %q cannot be read as %s", where, value, kindName(fs.Lookup(name).Value.Type())))
 		}
 	}
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -248,10 +249,50 @@ func decodeYAML(data []byte, o *options) error {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(o); err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return readable(err)
 	}
 	if err := dec.Decode(new(options)); !errors.Is(err, io.EOF) {
 		return errors.New("there is more than one document: keep one")
 	}
 	return nil
+}
+
+// yamlTexts turns what the decoder says of Go's types into what the writer of
+// the file has to know.
+var yamlTexts = strings.NewReplacer(
+	"field ", "key ", " in type main.options", "", " in type main.tlsOptions", " in tls",
+	" in type main.snapshotOptions", " in snapshot", " in type main.logOptions", " in log",
+	" in type main.instanceOptions", " in an instance", " in type main.tagOptions", " in tags",
+	" not found", " is not known", " cannot unmarshal ", " cannot read ", "!!", "",
+	" into int32", " as a whole number", " into int", " as a whole number", " into uint64", " as a whole number",
+	" into bool", " as true or false", " into string", " as text", " into ", " as ",
+	"[]main.instanceOptions", "the list of instances", "main.instanceOptions", "an instance", "main.tlsOptions", "tls",
+	"main.snapshotOptions", "snapshot", "main.logOptions", "log", "main.tagOptions", "tags", "main.options", "the configuration",
+	"[]string", "a list", "time.Duration", "a duration such as 30s",
+)
+
+// readable is one line without Go's types for an error of the decoder.
+func readable(err error) error {
+	var t *yaml.TypeError
+	if !errors.As(err, &t) {
+		return err
+	}
+	texts := make([]string, len(t.Errors))
+	for i, text := range t.Errors {
+		texts[i] = yamlTexts.Replace(text)
+	}
+	return errors.New(strings.Join(texts, "; ") + " ('hanode config' prints all keys)")
+}
+
+// kindName says for people what a flag takes.
+func kindName(kind string) string {
+	switch kind {
+	case "int", "int32", "uint64":
+		return "a whole number"
+	case "bool":
+		return "true or false"
+	case "duration":
+		return "a duration such as 30s"
+	}
+	return "a " + kind
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,6 +29,12 @@ func newDemoCommand() *cobra.Command {
 			}
 			if _, err := election.ProfileByName(o.Profile); err != nil {
 				return usageError{err}
+			}
+			if o.Keep && o.JSON {
+				return usageError{errors.New("--keep and --json do not go together: --keep talks to people")}
+			}
+			if o.BasePort < 0 || o.BasePort > demo.MaxBasePort {
+				return usageError{fmt.Errorf("--base-port %d must leave room for twelve ports: use 1 to %d, or 0 for free ones", o.BasePort, demo.MaxBasePort)}
 			}
 			o.Faults, o.Out, o.Log = faults, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			if o.Hanode == "" {

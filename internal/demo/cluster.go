@@ -26,6 +26,8 @@ const (
 	// portsPerHost: the node's gRPC and HTTP, the model's HTTP and gRPC.
 	portsPerHost = 4
 	seed         = 7
+	// MaxBasePort is the largest base port that leaves room for all.
+	MaxBasePort = 65536 - nodes*portsPerHost
 )
 
 // host is one node with the model server beside it.
@@ -155,7 +157,7 @@ func (c *cluster) poll(ctx context.Context, what string, check func() error) err
 		for _, h := range c.hosts {
 			for _, p := range []*proc.Process{h.node, h.model} {
 				if p != nil && !p.Running() && c.timeline.quiet() {
-					return fmt.Errorf("%s ended by itself (%w)", p.Spec.Name, p.Err())
+					return fmt.Errorf("%s ended by itself with exit code %d", p.Spec.Name, p.ExitCode())
 				}
 			}
 		}

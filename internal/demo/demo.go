@@ -49,6 +49,8 @@ const (
 	runTimeout = 60 * time.Second
 )
 
+var errInterrupted = errors.New("interrupted: what was started has been ended")
+
 // Result is what one fault showed.
 type Result struct {
 	Fault string `json:"fault"`
@@ -124,6 +126,9 @@ func runOne(ctx context.Context, o Options, fault string, keep bool) (err error)
 	timed, cancel := context.WithTimeout(ctx, runTimeout)
 	defer cancel()
 	result, err := show(timed, c, fault)
+	if err != nil && ctx.Err() != nil {
+		return errInterrupted // the rest is only what that looks like from inside
+	}
 	if err != nil {
 		return err
 	}

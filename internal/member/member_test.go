@@ -130,6 +130,12 @@ func TestJoin(t *testing.T) {
 		_, err := m.Join(t.Context(), &pb.JoinRequest{NodeId: id, Address: address, Empty: empty, Version: "v1"})
 		return err
 	}
+	// Before the cluster id is in the log there is nothing to be pinned to.
+	w.locked(func() { w.unborn = true })
+	if err := join("n4", "n4:1", true); status.Code(err) != codes.Unavailable {
+		t.Fatalf("a cluster without an id: %v", err)
+	}
+	w.locked(func() { w.unborn = false })
 	if err := join("n4", "n4:1", true); err != nil {
 		t.Fatal(err)
 	}

@@ -1320,9 +1320,7 @@ type HelloResponse struct {
 	Version       string `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
 	AppliedIndex  uint64 `protobuf:"varint,10,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	// Nodes that it knows: id to address.
-	Known map[string]string `protobuf:"bytes,11,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Index of its last Raft log entry, 0 if it has none.
-	LastLogIndex  uint64 `protobuf:"varint,12,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
+	Known         map[string]string `protobuf:"bytes,11,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1432,13 +1430,6 @@ func (x *HelloResponse) GetKnown() map[string]string {
 		return x.Known
 	}
 	return nil
-}
-
-func (x *HelloResponse) GetLastLogIndex() uint64 {
-	if x != nil {
-		return x.LastLogIndex
-	}
-	return 0
 }
 
 type JoinRequest struct {
@@ -2449,7 +2440,7 @@ const file_hastate_v1_internal_proto_rawDesc = "" +
 	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12)\n" +
 	"\x10bootstrap_expect\x18\x05 \x01(\rR\x0fbootstrapExpect\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12#\n" +
-	"\rapplied_index\x18\a \x01(\x04R\fappliedIndex\"\xe1\x03\n" +
+	"\rapplied_index\x18\a \x01(\x04R\fappliedIndex\"\xbb\x03\n" +
 	"\rHelloResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1d\n" +
@@ -2463,8 +2454,7 @@ const file_hastate_v1_internal_proto_rawDesc = "" +
 	"\aversion\x18\t \x01(\tR\aversion\x12#\n" +
 	"\rapplied_index\x18\n" +
 	" \x01(\x04R\fappliedIndex\x12:\n" +
-	"\x05known\x18\v \x03(\v2$.hastate.v1.HelloResponse.KnownEntryR\x05known\x12$\n" +
-	"\x0elast_log_index\x18\f \x01(\x04R\flastLogIndex\x1a8\n" +
+	"\x05known\x18\v \x03(\v2$.hastate.v1.HelloResponse.KnownEntryR\x05known\x1a8\n" +
 	"\n" +
 	"KnownEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
