@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/hastate/hastate"
@@ -93,4 +94,25 @@ func TestFolderWithoutAFile(t *testing.T) {
 			c.WaitLeader()
 		})
 	}
+}
+
+// A node whose disk fails when raft wants to save a new term ends with the
+// error of the disk, as after any other failed write.
+func TestTermCannotBeSaved(t *testing.T) {
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	others := c.Others(leader)
+	broken := others[0]
+	broken.Log.Fail()
+	// There is nothing to append; the next leader asks for votes in a new term.
+	if err := leader.Node().TransferLeadership(within(t), others[1].ID); err != nil {
+		t.Logf("transfer: %v", err) // its barrier may have found the broken node first
+	}
+	if err := broken.Wait(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("it ended with %v", err)
+	}
+	broken.Log.Heal()
+	broken.Stop()
+	broken.Start()
+	c.WaitLeader()
 }
