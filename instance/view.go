@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -134,5 +135,10 @@ func text(s string) string {
 	if len(s) > hastate.MaxTextBytes {
 		s = s[:hastate.MaxTextBytes]
 	}
-	return strings.ToValidUTF8(s, "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
 }

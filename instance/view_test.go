@@ -97,4 +97,7 @@ func TestText(t *testing.T) {
 	if s := text(strings.Repeat("ä", 200)); len(s) > 256 || strings.Contains(s, "\ufffd") {
 		t.Fatalf("%d bytes: %q", len(s), s)
 	}
+	if s := text("one\n\ttwo\x00"); s != "one  two " {
+		t.Fatalf("%q", s)
+	}
 }

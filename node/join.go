@@ -31,6 +31,10 @@ const (
 	// founderPatience is how many rounds a node that begins a cluster with others
 	// waits to be called before it asks to join.
 	founderPatience = 20
+	// joinTimeout bounds one request to be taken in.
+	joinTimeout = 10 * time.Second
+	// strangerInterval is the time between two looks whether there is a leader.
+	strangerInterval = time.Second
 	// maxJoin bounds the join list, with what its members know.
 	maxJoin = 64
 )
@@ -270,26 +274,24 @@ func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string
 	if address == "" {
 		address = seen.GetAddress()
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	conn, err := n.dialAddress(address)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = conn.Close() }()
-	reply, err := pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
-		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
-	})
+	reply, err := n.askToJoin(ctx, address)
 	switch status.Code(err) {
 	case codes.OK:
 		if reply.GetClusterId() == "" {
 			return "the cluster is just beginning", nil
 		}
+		if err := n.identity.Pin(reply.GetClusterId()); err != nil {
+			return "", err
+		}
 		n.admission.admit()
-		return "waiting for the log of the cluster", n.identity.Pin(reply.GetClusterId())
+		return "waiting for the leader to call", nil
 	case codes.AlreadyExists, codes.FailedPrecondition, codes.InvalidArgument:
 		if isNotLeader(err) {
 			return "the cluster has no leader", nil
+		}
+		if status.Code(err) == codes.FailedPrecondition && n.hasState() {
+			// It was refused for being empty, and has got the log since it asked.
+			return "", nil
 		}
 		return "", fmt.Errorf("%w: join at %s: %s", hastate.ErrPrecondition, address, status.Convert(err).Message())
 	default:
@@ -302,10 +304,63 @@ func isNotLeader(err error) bool {
 	return errors.Is(err, hastate.ErrNotLeader) || errors.Is(err, hastate.ErrNoLeader)
 }
 
-// announce tells the others where this node is now, until one of them has heard
-// it: its address may have changed since it last ran.
+// announce tells the others where this node is now: its address may have changed
+// since it last ran. While it finds no leader it asks the one of the others why:
+// it may have been removed.
 func (n *Node) announce(ctx context.Context) error {
 	n.setProblem("join", "")
-	_, _, err := n.askAround(ctx)
-	return err
+	if _, _, err := n.askAround(ctx); err != nil {
+		return err
+	}
+	tick := time.NewTicker(strangerInterval)
+	defer tick.Stop()
+	for alone := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if _, leader := n.Leader(); leader != "" {
+			alone = 0
+			n.setProblem("join", "")
+			continue
+		}
+		if alone++; alone > 1 { // an election takes less
+			n.setProblem("join", n.askWhyAlone(ctx))
+		}
+	}
+}
+
+// askWhyAlone asks the leader that others follow whether this node is one of
+// them, and returns what it says against it.
+func (n *Node) askWhyAlone(ctx context.Context) string {
+	answers, _, err := n.askAround(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	for _, a := range answers {
+		if a.GetClusterId() == "" || a.GetLeaderAddress() == "" || a.GetLeaderId() == n.cfg.NodeID {
+			continue
+		}
+		_, err := n.askToJoin(ctx, a.GetLeaderAddress())
+		if status.Code(err) == codes.FailedPrecondition || status.Code(err) == codes.AlreadyExists {
+			return status.Convert(err).Message()
+		}
+		return ""
+	}
+	return ""
+}
+
+// askToJoin asks the leader of a cluster, which is at address.
+func (n *Node) askToJoin(ctx context.Context, address string) (*pb.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	conn, err := n.dialAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
+		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
+	})
 }

@@ -55,10 +55,10 @@ func (n *Node) openData() error {
 	}); err != nil {
 		return err
 	}
-	if err = n.finishRestore(); err != nil {
+	if err := n.finishRestore(); err != nil {
 		return err
 	}
-	return n.checkFolder()
+	return n.checkData()
 }
 
 // openRaft starts Raft over the transport. Nothing is served yet.

@@ -50,6 +50,9 @@ type record struct {
 	StateIndex uint64 `json:"state_index,omitempty"`
 	StateTerm  uint64 `json:"state_term,omitempty"`
 	Backup     bool   `json:"backup,omitempty"`
+	// Durable is the index up to which the state file went when a live snapshot was
+	// taken: a state file that goes less far is not the one that it stands for.
+	Durable uint64 `json:"durable,omitempty"`
 }
 
 type server struct {

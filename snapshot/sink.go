@@ -54,7 +54,7 @@ func (s *Sink) Live(index uint64) error {
 	case s.file != nil || s.failed != nil:
 		return fmt.Errorf("%w: snapshot %s has been written to and cannot be live", hastate.ErrInvalid, s.record.ID)
 	}
-	s.live = true
+	s.live, s.record.Durable = true, index
 	s.store.logger.Debug("live snapshot", "id", s.record.ID, "durable_index", index)
 	return nil
 }

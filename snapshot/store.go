@@ -254,6 +254,24 @@ func (s *Store) Pending() (id string, header *pb.ArchiveHeader, ok bool) {
 	return r.ID, &pb.ArchiveHeader{Format: Format, Index: index, Term: term, Backup: r.Backup}, true
 }
 
+// Needs is the index up to which the state file must go, because the log may have
+// been trimmed in favour of it. Raft does not look: it takes the state machine to be
+// at the index of the newest snapshot, and a state file that is lost or older would
+// be brought up to date with some of the entries missing.
+func (s *Store) Needs() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var needs, newest uint64
+	for _, r := range s.records {
+		// The newest in the order of their making: it may have replaced a state that
+		// went further.
+		if r.Order >= newest {
+			needs, newest = r.Durable, r.Order
+		}
+	}
+	return needs
+}
+
 // Restored says that the state machine has taken over, durably, everything up to
 // index, the one that the archive's header told it. The received snapshots up to
 // there become live and their data is dropped.
@@ -269,7 +287,7 @@ func (s *Store) Restored(index uint64) error {
 			continue
 		}
 		live := *r
-		live.Received, live.Size = false, 0
+		live.Received, live.Size, live.Durable = false, 0, reach
 		if err := live.save(s.dir); err != nil {
 			return err
 		}

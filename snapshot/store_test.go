@@ -253,7 +253,7 @@ func TestADamagedRecordIsRefusedWithWords(t *testing.T) {
 func TestTheRecordIsComplete(t *testing.T) {
 	r := &record{
 		Sequence: 1, Order: 2, ID: "i", Index: 3, Term: 4, Configuration: []server{{"a", "b", 1}}, ConfigurationIndex: 5,
-		Installed: true, Received: true, Size: 6, StateIndex: 7, StateTerm: 8, Backup: true,
+		Installed: true, Received: true, Size: 6, StateIndex: 7, StateTerm: 8, Backup: true, Durable: 9,
 	}
 	for i, v := 0, reflect.ValueOf(*r); i < v.NumField(); i++ {
 		if v.Field(i).IsZero() {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,8 +29,10 @@ type monitor struct {
 	mu    sync.Mutex
 	nodes map[*Member]*node.Node
 	// leaders: who led a term; epochs: the newest epoch seen on a node.
-	leaders    map[uint64]string
-	epochs     map[string]uint64
+	leaders map[uint64]string
+	epochs  map[string]uint64
+	// newest is the newest epoch that was seen committed anywhere.
+	newest     uint64
 	violations []string
 	looks      int
 }
@@ -68,6 +71,13 @@ func (m *monitor) set(member *Member, n *node.Node) {
 	m.nodes[member] = n
 }
 
+// forget drops what is known of a member's state: its disk is a new one.
+func (m *monitor) forget(member *Member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.epochs, member.ID)
+}
+
 func (m *monitor) look() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,6 +89,7 @@ func (m *monitor) look() {
 				m.violate("%s: epoch went back from %d to %d", member.ID, before, g.GetEpoch())
 			}
 			m.epochs[member.ID] = g.GetEpoch()
+			m.newest = max(m.newest, g.GetEpoch())
 		}
 	}
 	m.lookAtLeases()
@@ -98,12 +109,16 @@ func (m *monitor) lookAtTerm(member *Member, n *node.Node) {
 }
 
 // lookAtLeases: with the first holder's lease valid before and after the second
-// one's was seen valid, both were valid at one instant.
+// one's was seen valid, both were valid at one instant. And no lease outlives the
+// commit of a newer grant, which was seen before the lease is looked at.
 func (m *monitor) lookAtLeases() {
 	for a, first := range m.nodes {
 		epoch, ok := primary(first)
 		if !ok {
 			continue
+		}
+		if epoch < m.newest {
+			m.violate("the lease of %s under epoch %d is valid although epoch %d was granted", a.ID, epoch, m.newest)
 		}
 		for b, second := range m.nodes {
 			if a == b {
@@ -128,10 +143,11 @@ func primary(n *node.Node) (uint64, bool) {
 	return h.Primary()
 }
 
-// violate keeps the first few.
+// violate keeps the first few, each once.
 func (m *monitor) violate(format string, args ...any) {
-	if len(m.violations) < 10 {
-		m.violations = append(m.violations, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	if len(m.violations) < 10 && !slices.Contains(m.violations, text) {
+		m.violations = append(m.violations, text)
 	}
 }
 

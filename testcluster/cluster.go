@@ -3,27 +3,24 @@
 package testcluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.uber.org/goleak"
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/instance"
-	"github.com/hastate/hastate/internal/proc"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -38,6 +35,8 @@ const Patience = 60 * time.Second
 type Options struct {
 	// Nodes is how many begin the cluster; 0: 3.
 	Nodes int
+	// Prefix of the ids of the nodes; empty: n.
+	Prefix string
 	// NoInstances leaves out the model servers.
 	NoInstances bool
 	// Profile of timeouts; zero: Calm.
@@ -89,24 +88,13 @@ func New(tb testing.TB, o Options) *Cluster {
 	if o.Profile == (election.Profile{}) {
 		o.Profile = Calm
 	}
-	// Registered first, so that it runs last.
-	leaks := goleak.IgnoreCurrent()
-	tb.Cleanup(func() {
-		if !tb.Failed() {
-			goleak.VerifyNone(tb, leaks)
-		}
-	})
 	c := &Cluster{tb: tb, options: o, dir: memoryDir(tb), Network: transport.NewNetwork()}
-	ports, err := proc.Ports(o.Nodes)
-	if err != nil {
-		tb.Fatal(err)
-	}
 	var join []string
-	for _, p := range ports {
-		join = append(join, net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
+	for range o.Nodes {
+		join = append(join, newAddress(tb))
 	}
 	for i := range o.Nodes {
-		m := c.newMember(fmt.Sprintf("n%d", i+1), join[i])
+		m := c.newMember(fmt.Sprintf("%s%d", cmp.Or(o.Prefix, "n"), i+1), "", join[i])
 		m.config.BootstrapExpect, m.config.Join = o.Nodes, join
 	}
 	c.monitor = startMonitor(c)
@@ -117,12 +105,16 @@ func New(tb testing.TB, o Options) *Cluster {
 	return c
 }
 
-// newMember prepares a node without starting it.
-func (c *Cluster) newMember(id, listen string) *Member {
+// newMember prepares a node without starting it. Its folder is named after it
+// unless it is a second one of that id.
+func (c *Cluster) newMember(id, folder, listen string) *Member {
 	c.tb.Helper()
+	if folder == "" {
+		folder = id
+	}
 	m := &Member{ID: id, cluster: c, Log: newLogFault()}
 	m.config = node.Config{
-		NodeID: id, DataDir: filepath.Join(c.dir, id), Listen: listen, Profile: c.options.Profile, Version: "test",
+		NodeID: id, DataDir: filepath.Join(c.dir, folder), Listen: listen, Profile: c.options.Profile, Version: "test",
 		Faults: node.Faults{Network: c.Network, Log: m.Log}, Logger: testLogger(c.tb, id),
 	}
 	if !c.options.NoInstances {
@@ -142,14 +134,19 @@ func (c *Cluster) newMember(id, listen string) *Member {
 // Join starts one more node, which asks the cluster to take it in.
 func (c *Cluster) Join(id string, replica bool) *Member {
 	c.tb.Helper()
-	ports, err := proc.Ports(1)
-	if err != nil {
-		c.tb.Fatal(err)
-	}
-	join := c.Endpoints()
-	m := c.newMember(id, net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0])))
-	m.config.Join, m.config.Replica = join, replica
+	m := c.Prepare(id, "")
+	m.config.Replica = replica
 	m.Start()
+	return m
+}
+
+// Prepare makes one more node that would join, without starting it. folder is
+// the name of its data folder, empty: its id.
+func (c *Cluster) Prepare(id, folder string) *Member {
+	c.tb.Helper()
+	join := c.Endpoints()
+	m := c.newMember(id, folder, newAddress(c.tb))
+	m.config.Join = join
 	return m
 }
 
@@ -170,7 +167,13 @@ func (m *Member) TryStart() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cluster.monitor.set(m, n)
 	m.node, m.cancel, m.done = n, cancel, make(chan error, 1)
-	go func() { m.done <- n.Run(ctx) }()
+	go func() {
+		err := n.Run(ctx)
+		if err != nil && !errors.Is(err, errCrash) {
+			m.config.Logger.Error("the node has ended", "err", err)
+		}
+		m.done <- err
+	}()
 	return nil
 }
 
@@ -209,6 +212,30 @@ func (m *Member) Crash() {
 }
 
 var errCrash = errors.New("crashed by the test")
+
+// Wipe empties the data folder of a member that does not run, as a new disk
+// does.
+func (m *Member) Wipe() {
+	m.cluster.tb.Helper()
+	if m.node != nil {
+		m.cluster.tb.Fatalf("wipe %s: it runs", m.ID)
+	}
+	if err := os.RemoveAll(m.config.DataDir); err != nil {
+		m.cluster.tb.Fatal(err)
+	}
+	m.cluster.monitor.forget(m)
+}
+
+// Reap takes leave of a member whose Run has ended by itself and returns how.
+func (m *Member) Reap() error {
+	m.cluster.tb.Helper()
+	err := m.Wait()
+	if closeErr := m.end(); closeErr != nil {
+		m.cluster.tb.Errorf("close %s: %v", m.ID, closeErr)
+	}
+	m.cancel()
+	return err
+}
 
 // Wait returns how Run ended; the test is then answerable for its error.
 func (m *Member) Wait() error {

@@ -13,6 +13,8 @@ type LogFault struct {
 	mu    sync.Mutex
 	stall chan struct{}
 	fail  bool
+	// hanging counts the writes that hang now.
+	hanging int
 }
 
 func newLogFault() *LogFault { return &LogFault{} }
@@ -44,13 +46,26 @@ func (f *LogFault) Heal() {
 	}
 }
 
+// Hanging reports whether a write hangs now.
+func (f *LogFault) Hanging() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hanging > 0
+}
+
 // Before implements logstore.Fault.
 func (f *LogFault) Before(string) error {
 	f.mu.Lock()
 	stall, fail := f.stall, f.fail
+	if stall != nil {
+		f.hanging++
+	}
 	f.mu.Unlock()
 	if stall != nil {
 		<-stall
+		f.mu.Lock()
+		f.hanging--
+		f.mu.Unlock()
 	}
 	if fail {
 		return syscall.EIO

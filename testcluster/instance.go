@@ -136,7 +136,8 @@ func (in *Instance) RefusePromotion(yes bool) {
 	defer in.mu.Unlock()
 	in.refuse = nil
 	if yes {
-		in.refuse = status.Error(codes.Internal, "out of memory")
+		// As servers say it: with a stack.
+		in.refuse = status.Error(codes.Internal, "out of memory\n\tat load_weights\n\tat promote")
 	}
 }
 

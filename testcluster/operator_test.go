@@ -15,6 +15,7 @@ import (
 func offWatchdog(c *node.Config) { c.Faults.WatchdogOff = true }
 
 func TestSwitchover(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -43,6 +44,7 @@ func TestSwitchover(t *testing.T) {
 }
 
 func TestSwitchover_TargetCannotServe(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, _ := c.WaitPrimary(0)
@@ -59,6 +61,7 @@ func TestSwitchover_TargetCannotServe(t *testing.T) {
 }
 
 func TestFailoverOrdered(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -74,6 +77,7 @@ func TestFailoverOrdered(t *testing.T) {
 }
 
 func TestPause_StopsAutomaticFailover(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -119,6 +123,7 @@ func waitVacant(t *testing.T, c *Cluster, m *Member) {
 }
 
 func TestSessions_ExactlyOnceOverPartitions(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	c.WaitLeader()
 	sessions := c.Client().Sessions(hastate.DefaultGroup)
@@ -148,6 +153,7 @@ func TestSessions_ExactlyOnceOverPartitions(t *testing.T) {
 }
 
 func TestSessions_StaleEpochIsFenced(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
 	first, epoch := c.WaitPrimary(0)
@@ -165,6 +171,7 @@ func TestSessions_StaleEpochIsFenced(t *testing.T) {
 }
 
 func TestWriteWithoutQuorum(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	leader := c.WaitLeader()
 	for _, m := range c.Others(leader) {

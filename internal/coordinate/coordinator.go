@@ -29,7 +29,7 @@ const (
 	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
 
 	// DefaultPromoteTimeout and DefaultDrain are for groups whose policy has none.
-	DefaultPromoteTimeout = 30 * time.Second
+	DefaultPromoteTimeout = 10 * time.Second
 	DefaultDrain          = 10 * time.Second
 )
 
@@ -285,14 +285,22 @@ func (c *Coordinator) decide(g *pb.Group, nextTry clock.Instant, want election.W
 		Group: g,
 		Leader: election.LeaderView{
 			BarrierApplied: true, Phase: g.GetPhase(), TTL: time.Duration(g.GetTtlMs()) * time.Millisecond,
-			RenewStoredAt: c.cfg.StoredAt(g.GetLastRenew()),
+			RenewStoredAt: c.storedAt(g.GetLastRenew()),
 		},
 		Slack: c.cfg.Profile.GrantSlack, NextTry: nextTry, Want: want,
-		CalmSince: max(c.born, c.cfg.StoredAt(g.GetEpoch())),
+		CalmSince: max(c.born, c.storedAt(g.GetEpoch())),
 	}
 	v.Now = c.cfg.Clock.Now()
 	left, _ = election.LeaseWait(v.Leader, v.Now, v.Slack)
 	return election.Decide(v), left
+}
+
+// storedAt is for entries that exist; 0 stands for none.
+func (c *Coordinator) storedAt(index uint64) clock.Instant {
+	if index == 0 {
+		return 0
+	}
+	return c.cfg.StoredAt(index)
 }
 
 // lead is how long before the end of a lease the candidates are asked, and how

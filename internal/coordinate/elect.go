@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"google.golang.org/protobuf/proto"
 
@@ -335,8 +336,14 @@ func waitFor(ctx context.Context, changed <-chan struct{}, limit time.Duration) 
 	return nil
 }
 
-// cut shortens a text to what the log takes.
+// cut makes a text what the log takes: short, UTF-8, without control characters.
 func cut(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
 	if len(s) > hastate.MaxTextBytes {
 		s = s[:hastate.MaxTextBytes]
 	}

@@ -41,45 +41,44 @@ func (c *Coordinator) carryOut(ctx context.Context, group, what string, fn func(
 		err error
 	}
 	done := make(chan result, 1)
+	var r result
 	o, err := c.begin(group, what, func(ctx context.Context, o *order) {
 		g, ok := c.cfg.State.Group(group)
 		if !ok {
-			done <- result{err: fmt.Errorf("%w: group %q", hastate.ErrNotFound, group)}
+			r.err = fmt.Errorf("%w: group %q", hastate.ErrNotFound, group)
 			return
 		}
-		t, err := fn(ctx, o, g)
-		if err != nil && c.over() {
-			err = c.lost(o, err)
+		if r.t, r.err = fn(ctx, o, g); r.err != nil && c.over() {
+			r.err = c.lost(o, r.err)
 		}
-		done <- result{t, err}
-	})
+	}, func() { done <- r })
 	if err != nil {
 		return nil, err
 	}
 	select {
-	case r := <-done:
-		return r.t, r.err
+	case end := <-done:
+		return end.t, end.err
 	case <-ctx.Done():
 	}
 	if o.stage.CompareAndSwap(0, stageAbandoned) {
 		o.cancel()
-		r := <-done
-		if r.err == nil {
-			return r.t, nil
+		if end := <-done; end.err == nil {
+			return end.t, nil
 		}
 		return nil, fmt.Errorf("%s of group %q: nothing was changed: %w", what, group, ctx.Err())
 	}
 	select {
-	case r := <-done:
-		return r.t, r.err
+	case end := <-done:
+		return end.t, end.err
 	default:
 		return nil, &hastate.OutcomeUnknownError{Reason: fmt.Sprintf("the %s of group %q goes on, but its caller stopped waiting (%v)", what, group, ctx.Err())}
 	}
 }
 
 // begin registers an order and runs fn aside, after an attempt that is under way
-// for the group was told to end and has ended.
-func (c *Coordinator) begin(group, what string, fn func(context.Context, *order)) (*order, error) {
+// for the group was told to end and has ended. ended is called when the next order
+// may begin.
+func (c *Coordinator) begin(group, what string, fn func(context.Context, *order), ended func()) (*order, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx == nil {
@@ -108,6 +107,7 @@ func (c *Coordinator) begin(group, what string, fn func(context.Context, *order)
 		c.mu.Lock()
 		s.order, s.tries, s.nextTry = nil, 0, 0
 		c.mu.Unlock()
+		ended()
 		c.wake()
 	})
 	return o, nil

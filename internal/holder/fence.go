@@ -5,7 +5,6 @@ package holder
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/hastate/hastate"
@@ -28,7 +27,7 @@ func (m *machine) abort(now clock.Instant, reason string, release bool) {
 	}
 	m.ended = f.reason
 	m.warnf("epoch %d ends: %s", m.lease.Epoch(), f.reason)
-	if !h.touched || (m.status.Gone && !h.promoting) {
+	if !h.touched || m.gone(now) {
 		m.silenced(now)
 		return
 	}
@@ -84,8 +83,19 @@ func (m *machine) demote(mode pb.DemoteMode, deadline, timeout time.Duration) {
 	m.do(actDemote{epoch: m.lease.Epoch(), call: m.calls, mode: mode, deadline: deadline, timeout: timeout})
 }
 
+// gone reports whether the process that may have been promoted is certainly gone.
+// A report that is about as old as the end of a Promote call proves nothing: the
+// call may have reached a process that came after.
+func (m *machine) gone(now clock.Instant) bool {
+	return m.status.Gone && !m.hold.promoting && now > m.hold.promoteEnd.Add(goneSettle)
+}
+
 func (m *machine) tickFencing(now clock.Instant) {
 	f := &m.fence
+	if m.gone(now) {
+		m.silenced(now)
+		return
+	}
 	if now >= f.demoteAt && !f.demoting {
 		m.demote(pb.DemoteMode_DEMOTE_MODE_ABORT, m.hold.margin, m.hold.margin)
 	}
@@ -99,25 +109,27 @@ func (m *machine) tickFencing(now clock.Instant) {
 // promoteReturned goes on when the last Promote call under the epoch is out of
 // the way.
 func (m *machine) promoteReturned(now clock.Instant) {
-	f := &m.fence
-	switch {
-	case m.status.Gone:
-		m.silenced(now)
-	case f.demoting && !f.clean, !f.demoting:
-		// One that was sent before Promote returned proves nothing.
+	// A Demote that was sent before Promote returned proves nothing.
+	if f := &m.fence; !f.demoting || !f.clean {
 		f.demoting, f.demoteAt = false, now
 	}
 }
 
 // apply goes on after Demote.
 func (e evDemoted) apply(m *machine, now clock.Instant) {
+	if e.call == m.clean.call {
+		m.cleaned(now, e)
+		return
+	}
 	f := &m.fence
 	if e.epoch != m.lease.Epoch() || e.call != f.call || !f.demoting {
 		return
 	}
 	f.demoting = false
-	if isFenced(e.err) {
-		e.err = nil // it serves a newer epoch, so it is silent under this one
+	if newer, ok := newestOf(e.err); ok {
+		// It is silent under this epoch, but who promoted it under a newer one?
+		e.err = nil
+		defer m.soil(newer)
 	}
 	switch m.phase {
 	case phaseDraining:
@@ -174,6 +186,7 @@ func (e evKilled) apply(m *machine, now clock.Instant) {
 func (m *machine) silenced(now clock.Instant) {
 	f := &m.fence
 	m.phase = phaseFenced
+	m.clean.needed = false
 	m.silent = max(m.silent, m.lease.Epoch())
 	f.demoteAt, f.killAt = never, never
 	for _, id := range f.waiters {
@@ -296,6 +309,7 @@ func (evStop) apply(m *machine, now clock.Instant) {
 // apply looks whether the instance can still do what it is held for.
 func (e evStatus) apply(m *machine, now clock.Instant) {
 	m.status, m.known = e.status, true
+	m.clean.epoch = max(m.clean.epoch, e.status.Epoch)
 	switch m.phase {
 	case phasePromoting, phaseServing, phaseDraining:
 		m.observe(now)
@@ -304,7 +318,7 @@ func (e evStatus) apply(m *machine, now clock.Instant) {
 			m.abort(now, why, true)
 		}
 	case phaseFencing:
-		if e.status.Gone && !m.hold.promoting {
+		if m.gone(now) {
 			m.silenced(now)
 		}
 	}
@@ -372,10 +386,11 @@ func (m *machine) stuckLoading(now clock.Instant) string {
 
 func isFenced(err error) bool { return errors.Is(err, hastate.ErrFenced) }
 
-// cut shortens a text to what the log takes.
-func cut(s string) string {
-	if len(s) > hastate.MaxTextBytes {
-		s = s[:hastate.MaxTextBytes]
+// newestOf is the newest epoch that a server that refuses an older one knows.
+func newestOf(err error) (uint64, bool) {
+	var fenced *hastate.FencedError
+	if !errors.As(err, &fenced) {
+		return 0, isFenced(err)
 	}
-	return strings.ToValidUTF8(s, "")
+	return fenced.NewestEpoch, true
 }

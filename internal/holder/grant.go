@@ -35,6 +35,8 @@ func (m *machine) refusal(now clock.Instant, req *pb.NominateRequest) string {
 		return fmt.Sprintf("it holds epoch %d", m.lease.Epoch())
 	case m.phase == phaseFencing:
 		return fmt.Sprintf("its instance still has to be silenced after epoch %d", m.lease.Epoch())
+	case m.unclean(req.GetEpoch()):
+		return reasonUnclean
 	case !m.known:
 		return "its instance has not reported yet"
 	case state == pb.InstanceState_INSTANCE_STATE_READY:
@@ -65,6 +67,7 @@ func (e evRecord) apply(m *machine, now clock.Instant) {
 		return
 	}
 	m.rec = e.group
+	m.clean.epoch = max(m.clean.epoch, e.group.GetEpoch())
 	epoch := m.lease.Epoch()
 	if m.phase == phaseIdle || e.group.GetEpoch() < epoch {
 		return
@@ -120,19 +123,20 @@ func (m *machine) revoked(now clock.Instant) {
 // nothing is left of an older one.
 func (m *machine) reconsider(now clock.Instant) {
 	g := m.rec
-	if m.phase != phaseIdle || g == nil || g.GetHolder() != m.node || g.GetEpoch() <= m.over ||
+	// A Demote that cleans up must not overtake the Promote that would follow.
+	if m.phase != phaseIdle || m.clean.call != 0 || g == nil || g.GetHolder() != m.node || g.GetEpoch() <= m.over ||
 		g.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT {
 		return
 	}
 	ttl := time.Duration(g.GetTtlMs()) * time.Millisecond
 	m.hold, m.fence = freshHold(m.profile, ttl), freshFence()
-	m.hold.took = now
+	m.hold.took, m.hold.touched = now, m.clean.needed
 	i := slices.IndexFunc(m.consents, func(c consent) bool { return c.number == g.GetNomination() })
 	if i < 0 || g.GetNomination() == 0 {
 		// Granted to a former process of this node, or forgotten. It is never acted
 		// under: silence whatever the instance still does and give it back.
 		m.lease = election.NewLease(m.group, g.GetEpoch(), ttl, 0)
-		m.hold.touched = true
+		m.hold.touched, m.hold.promoteEnd = true, now
 		m.abort(now, "the node was restarted", true)
 		return
 	}
@@ -158,14 +162,14 @@ func (m *machine) promote(now clock.Instant) {
 	h := &m.hold
 	m.phase = phasePromoting
 	h.touched, h.promoting = true, true
-	h.nextRenew = now
+	h.nextRenew, h.asked = now, m.rec.GetDesiredModel()
 	timeout := time.Duration(m.rec.GetPolicy().GetPromoteTimeoutMs()) * time.Millisecond
 	if timeout == 0 {
 		timeout = DefaultPromoteTimeout
 	}
 	m.setRole(RoleStandby)
 	m.logf("epoch %d is granted: promote the instance", m.lease.Epoch())
-	m.do(actPromote{lease: m.lease, margin: h.margin, model: m.rec.GetDesiredModel(), timeout: timeout})
+	m.do(actPromote{lease: m.lease, margin: h.margin, model: h.asked, timeout: timeout})
 }
 
 // apply goes on after Promote.
@@ -174,7 +178,7 @@ func (e evPromoted) apply(m *machine, now clock.Instant) {
 		m.latePromote(e)
 		return
 	}
-	m.hold.promoting = false
+	m.hold.promoting, m.hold.promoteEnd = false, now
 	switch m.phase {
 	case phasePromoting:
 		m.firstPromoted(now, e)
@@ -191,13 +195,11 @@ func (e evPromoted) apply(m *machine, now clock.Instant) {
 	}
 }
 
-// latePromote undoes a Promote that returned with success after its epoch had
-// ended and the instance had been killed or was gone: the call may have reached
-// a new process.
+// latePromote: a Promote returned with success after its epoch had ended and the
+// instance had been killed or was gone. The call may have reached a new process.
 func (m *machine) latePromote(e evPromoted) {
 	if e.err == nil && !m.held() {
-		m.calls++
-		m.do(actDemote{epoch: e.epoch, call: m.calls, mode: pb.DemoteMode_DEMOTE_MODE_ABORT, deadline: m.hold.margin, timeout: m.hold.margin})
+		m.soil(e.epoch)
 	}
 }
 
@@ -208,7 +210,7 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 		m.abort(now, "the lease had run out before the instance could be promoted", true)
 		return
 	}
-	if want := m.rec.GetDesiredModel().GetDigest(); err == nil && want != "" && e.model.GetDigest() != want && !h.forced {
+	if want := h.asked.GetDigest(); err == nil && want != "" && e.model.GetDigest() != want && !h.forced {
 		err = fmt.Errorf("it serves model %q, the group wants %q", e.model.GetDigest(), want)
 	}
 	if err != nil {
@@ -220,6 +222,7 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 	}
 	m.failures, m.unwillingUntil = 0, 0
 	m.phase = phaseServing
+	m.clean.needed = false // what it served under before, it does not any more
 	h.promoted, h.promoteMS = e.model, uint64(now.Sub(h.took).Milliseconds())
 	h.serveAt = now
 	m.beginTouch(now)

@@ -159,15 +159,44 @@ func (h *Holder) Canvass(context.Context) *pb.CanvassResponse {
 // Nominate asks for consent to a grant. With prepare it first brings the
 // instance to READY if it can; that may take until ctx ends.
 func (h *Holder) Nominate(ctx context.Context, req *pb.NominateRequest) *pb.NominateResponse {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, DefaultPromoteTimeout)
+		defer cancel()
+	}
 	if err := h.prepare(ctx, req); err != nil {
 		return &pb.NominateResponse{Reason: cut(fmt.Sprintf("prepare the instance: %v", err))}
 	}
-	id := h.ids.Add(1)
-	got, err := h.ask(ctx, id, evNominate{id: id, req: req})
-	if err != nil {
-		return &pb.NominateResponse{Reason: err.Error()}
+	for {
+		id := h.ids.Add(1)
+		got, err := h.ask(ctx, id, evNominate{id: id, req: req})
+		if err != nil {
+			return &pb.NominateResponse{Reason: err.Error()}
+		}
+		r := got.(*pb.NominateResponse)
+		if r.GetReason() != reasonUnclean || !h.awaitClean(ctx) {
+			return r
+		}
 	}
-	return got.(*pb.NominateResponse)
+}
+
+// awaitClean waits until the instance is no longer unclean: then a nomination that
+// was refused for that is worth another question. That the group was ever granted
+// may be news to this node, and the Demote that follows takes no time.
+func (h *Holder) awaitClean(ctx context.Context) bool {
+	for {
+		s, news := h.watchSnapshot()
+		if !s.Unclean {
+			return true
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return false
+		case <-h.exit:
+			return false
+		}
+	}
 }
 
 // Granted takes notice of a committed grant.
@@ -261,11 +290,6 @@ func (h *Holder) prepare(ctx context.Context, req *pb.NominateRequest) error {
 		defer func() { <-h.loading }()
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, DefaultPromoteTimeout)
-		defer cancel()
 	}
 	g, _ := h.cfg.State.Group(h.cfg.Group)
 	err := h.cfg.Instance.Load(ctx, g.GetDesiredModel())

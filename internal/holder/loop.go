@@ -162,6 +162,7 @@ func (l *loop) publishSnapshot() {
 	s := Snapshot{
 		Group: l.cfg.Group, NodeID: l.cfg.NodeID, Phase: m.phase.String(), Role: l.role, Epoch: m.lease.Epoch(),
 		Known: m.known, Status: m.status, Stopping: m.stopping, UnwillingUntil: m.unwillingUntil, Reason: m.ended,
+		Unclean: m.clean.needed && m.clean.epoch > 0,
 	}
 	if m.held() {
 		s.ValidUntil = m.lease.ValidUntil()
@@ -179,9 +180,12 @@ func (l *loop) record() *pb.Instance {
 	if info.EngineVersion != "" {
 		engine += " " + info.EngineVersion
 	}
+	if s.State == pb.InstanceState_INSTANCE_STATE_UNSPECIFIED {
+		s.State = pb.InstanceState_INSTANCE_STATE_DOWN
+	}
 	r := &pb.Instance{
 		Group: l.cfg.Group, NodeId: l.cfg.NodeID, Address: l.cfg.Address, State: s.State, Reason: cut(s.Reason),
-		Model: s.Model, Tags: l.cfg.Tags, Engine: cut(engine),
+		Model: cutModel(s.Model), Tags: l.cfg.Tags, Engine: cut(engine),
 	}
 	return proto.Clone(r).(*pb.Instance)
 }

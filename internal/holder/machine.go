@@ -25,7 +25,10 @@ const (
 	// the Handover before it releases.
 	handoverWait = 2 * time.Second
 	// DefaultPromoteTimeout is for groups whose policy has none.
-	DefaultPromoteTimeout = 30 * time.Second
+	DefaultPromoteTimeout = 10 * time.Second
+	// goneSettle is for how long after a Promote call a report that the process is
+	// gone is not relied on.
+	goneSettle = time.Second
 
 	firstRetry, lastRetry     = 20 * time.Millisecond, time.Second
 	firstBackoff, lastBackoff = time.Second, 30 * time.Second
@@ -88,6 +91,7 @@ type machine struct {
 	phase phase
 	hold  hold
 	fence fence
+	clean cleaning
 	// over is the newest epoch that this process will not act under (again).
 	over uint64
 	// silent is the newest epoch that was held here and whose instance was
@@ -113,9 +117,12 @@ type hold struct {
 	touched bool
 	// promoting: a Promote call has not returned.
 	promoting bool
-	renewals  int
-	nextRenew clock.Instant
-	// promoted is the model that is served.
+	// promoteEnd is when the last Promote call returned.
+	promoteEnd clock.Instant
+	renewals   int
+	nextRenew  clock.Instant
+	// asked is the model that Promote was called with, promoted what is served.
+	asked     *pb.ModelRef
 	promoted  *pb.ModelRef
 	promoteMS uint64
 	// Serving record: on its way, in the log, when to propose it again.
@@ -157,7 +164,10 @@ type fence struct {
 }
 
 func newMachine(node, group string, p election.Profile, canKill bool) *machine {
-	return &machine{node: node, group: group, profile: p, canKill: canKill, hold: freshHold(p, p.Lease), fence: freshFence()}
+	return &machine{
+		node: node, group: group, profile: p, canKill: canKill, hold: freshHold(p, p.Lease), fence: freshFence(),
+		clean: cleaning{needed: true, start: true},
+	}
 }
 
 func freshHold(p election.Profile, ttl time.Duration) hold {
@@ -205,6 +215,9 @@ func (m *machine) tick(now clock.Instant) {
 		m.tickFenced(now)
 	}
 	m.reconsider(now)
+	if m.phase == phaseIdle {
+		m.tickCleaning(now)
+	}
 }
 
 func (m *machine) tickHeld(now clock.Instant) {
@@ -233,12 +246,12 @@ func (m *machine) tickHeld(now clock.Instant) {
 	if now >= h.serveAt && !h.serving {
 		h.serving, h.serveAt = true, never
 		m.do(actServe{lease: m.lease, timeout: h.call, cmd: &pb.Serving{
-			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: h.promoted,
+			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: cutModel(h.promoted),
 		}})
 	}
 	if now >= h.touchAt && !h.promoting {
 		h.promoting, h.touchAt = true, now.Add(h.renew)
-		m.do(actPromote{lease: m.lease, margin: h.margin, model: h.promoted, timeout: h.call, touch: true})
+		m.do(actPromote{lease: m.lease, margin: h.margin, model: h.asked, timeout: h.call, touch: true})
 	}
 }
 
@@ -247,6 +260,10 @@ func (m *machine) wake() clock.Instant {
 	h, f := &m.hold, &m.fence
 	at := never
 	switch m.phase {
+	case phaseIdle:
+		if m.clean.needed && m.clean.epoch > 0 && m.clean.call == 0 {
+			at = m.clean.at
+		}
 	case phasePromoting, phaseServing, phaseDraining:
 		at = m.lease.FenceAt(h.margin)
 		if h.renewals < maxRenewals {
@@ -265,7 +282,15 @@ func (m *machine) wake() clock.Instant {
 			}
 		}
 	case phaseFencing:
-		at = min(f.demoteAt, f.killAt)
+		if !f.demoting {
+			at = min(at, f.demoteAt)
+		}
+		if !f.killing {
+			at = min(at, f.killAt)
+		}
+		if m.status.Gone && !h.promoting {
+			at = min(at, h.promoteEnd.Add(goneSettle+1))
+		}
 	case phaseFenced:
 		if !f.releasing {
 			at = f.releaseAt

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -33,6 +32,7 @@ type script struct {
 func newScript(t *testing.T, canKill bool) *script {
 	t.Helper()
 	s := &script{t: t, m: newMachine("n1", "g", election.Lan, canKill)}
+	s.m.clean.needed = false // no former process has left anything
 	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY}})
 	return s
 }
@@ -178,7 +178,12 @@ func TestMachineLosesLease(t *testing.T) {
 			s.expect(1115*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "release 5")
 		}},
 		{"process gone", true, func(s *script) {
-			s.expect(100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, release 5")
+			s.do(1000*ms, evRenewed{epoch: 5, q: at(1000 * ms), outcome: accepted})
+			s.expect(1100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, release 5")
+		}},
+		{"process gone, but Promote has just returned", true, func(s *script) {
+			s.expect(100*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 5, demote 5 ABORT")
+			s.expect(101*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "release 5")
 		}},
 		{"failed and does not obey", true, func(s *script) {
 			s.expect(100*ms, evStatus{status: failed}, "STANDBY 5, demote 5 ABORT")
@@ -193,7 +198,8 @@ func TestMachineLosesLease(t *testing.T) {
 			s.expect(110*ms, evDemoted{epoch: 5, call: s.m.fence.call, err: errors.New("no")}, "")
 			s.expect(120*ms, nominate(9), "consent=false")
 			s.expect(130*ms, evTimer{}, "demote 5 ABORT")
-			s.expect(140*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "release 5")
+			s.expect(140*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "")
+			s.expect(1021*ms, evTimer{}, "release 5")
 		}},
 		{"revoked", false, func(s *script) {
 			s.expect(100*ms, s.record(func(g *pb.Group) { g.Revoked = true }), "STANDBY 5, demote 5 ABORT")
@@ -293,6 +299,22 @@ func TestMachineFence(t *testing.T) {
 			s.do(100*ms, ask(1, 5, 5000))
 			s.expect(110*ms, evDemoted{epoch: 5, call: s.m.fence.call, err: errors.New("no")}, "STANDBY 5, demote 5 ABORT")
 		}},
+		{"the Demote that drained comes back after abort", func(s *script) {
+			s.do(100*ms, ask(1, 5, 5000))
+			drained := s.m.fence.call
+			s.do(110*ms, ask(2, 5, 0))
+			s.expect(120*ms, evDemoted{epoch: 5, call: drained, err: errors.New("cancelled")}, "")
+			s.expect(130*ms, evTimer{}, "")
+		}},
+		{"drain while Promote is repeated and does not return", func(s *script) {
+			s.expect(90*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}}, "touch")
+			s.expect(100*ms, ask(1, 5, 5000), "DRAINING 5, cancel")
+			s.do(210*ms, evTimer{})
+			s.expect(250*ms, evTimer{}, "demote 5 DRAIN")
+			s.expect(260*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "STANDBY 5, cancel")
+			s.expect(270*ms, evPromoted{epoch: 5, touch: true}, "demote 5 ABORT")
+			s.expect(280*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "fenced=true")
+		}},
 		{"another epoch", func(s *script) {
 			s.expect(100*ms, ask(1, 4, 0), "fenced=false")
 			s.expect(100*ms, ask(1, 6, 0), "fenced=false")
@@ -313,185 +335,4 @@ func TestMachineFence(t *testing.T) {
 			c.run(s)
 		})
 	}
-}
-
-func TestMachinePromotion(t *testing.T) {
-	start := func(t *testing.T) *script {
-		t.Helper()
-		s := newScript(t, true)
-		s.expect(0, nominate(7), "consent=true")
-		s.expect(10*ms, s.grant(2000, 7), "STANDBY 2000, promote 2000, renew")
-		return s
-	}
-	t.Run("fails", func(t *testing.T) {
-		s := start(t)
-		s.expect(20*ms, evPromoted{epoch: 2000, err: errors.New("out of memory")}, "demote 2000 ABORT")
-		s.expect(30*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000 failed")
-		s.do(40*ms, evReleased{epoch: 2000, outcome: accepted})
-		req := func(force bool) evNominate {
-			return evNominate{req: &pb.NominateRequest{Nomination: 8, Epoch: 2000, Force: force}}
-		}
-		s.expect(1000*ms, req(false), "consent=false")
-		s.expect(1019*ms, req(true), "consent=true")
-		s.expect(1020*ms, req(false), "consent=true")
-	})
-	t.Run("back-off doubles and ends at 30s", func(t *testing.T) {
-		for n, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
-			if got := retryAfter(n, firstBackoff, lastBackoff); got != want {
-				t.Errorf("after %d failures: %v, want %v", n, got, want)
-			}
-		}
-	})
-	t.Run("the lease ends before", func(t *testing.T) {
-		s := start(t)
-		// Demote waits a moment for the cancelled call, so that none overtakes it.
-		s.expect(1038*ms, evTimer{}, "cancel")
-		s.expect(1040*ms, evPromoted{epoch: 2000, err: errors.New("cancelled")}, "demote 2000 ABORT")
-		s.expect(1050*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000")
-	})
-	t.Run("a cancelled call returns late", func(t *testing.T) {
-		s := start(t)
-		s.do(1038*ms, evTimer{})
-		s.expect(1080*ms, evTimer{}, "demote 2000 ABORT")
-		s.expect(1090*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "")
-		s.expect(1095*ms, evPromoted{epoch: 2000}, "demote 2000 ABORT")
-		s.expect(1099*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000")
-	})
-	t.Run("success comes when the lease is over", func(t *testing.T) {
-		s := start(t)
-		if got := s.do(1188*ms, evPromoted{epoch: 2000}); strings.Contains(got, "PRIMARY") || strings.Contains(got, "serve") {
-			t.Fatalf("acted without a lease: %q", got)
-		}
-	})
-	t.Run("another model", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.do(10*ms, s.record(func(g *pb.Group) {
-			g.Phase, g.Holder, g.Epoch, g.Nomination, g.DesiredModel = pb.GroupPhase_GROUP_PHASE_GRANTED, "n1", 2000, 7, &pb.ModelRef{Digest: "sha256:b"}
-		}))
-		s.expect(20*ms, evPromoted{epoch: 2000, model: &pb.ModelRef{Digest: "sha256:a"}}, "demote 2000 ABORT")
-		s.expect(30*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000 failed")
-	})
-	t.Run("serving is proposed until it is in the log", func(t *testing.T) {
-		s := start(t)
-		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve")
-		s.expect(30*ms, evServed{epoch: 2000, outcome: unknown}, "")
-		s.expect(50*ms, evTimer{}, "serve")
-		s.expect(60*ms, evServed{epoch: 2000, newest: 2001, outcome: refused}, "STANDBY 2000, demote 2000 ABORT")
-	})
-	t.Run("an instance that counts the lease is told again", func(t *testing.T) {
-		s := start(t)
-		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
-		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve, touch")
-		s.expect(30*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)}, "")
-		s.do(210*ms, evTimer{})
-		s.do(215*ms, evRenewed{epoch: 2000, q: at(210 * ms), outcome: accepted})
-		s.expect(220*ms, evTimer{}, "touch")
-		s.expect(230*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")}, "")
-		s.do(900*ms, evRenewed{epoch: 2000, q: at(900 * ms), outcome: accepted})
-		// It has not been told of the renewals: by now it has stopped by itself.
-		got := s.do(1038*ms, evTimer{})
-		if !strings.Contains(got, "STANDBY 2000") {
-			t.Fatalf("got %q", got)
-		}
-	})
-	t.Run("it refuses the epoch", func(t *testing.T) {
-		s := start(t)
-		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
-		s.do(20*ms, evPromoted{epoch: 2000})
-		s.expect(30*ms, evPromoted{epoch: 2000, touch: true, err: &hastate.FencedError{}}, "STANDBY 2000, demote 2000 ABORT")
-	})
-}
-
-func TestMachineGrants(t *testing.T) {
-	t.Run("without consent it is given back, never taken up", func(t *testing.T) {
-		s := newScript(t, false)
-		s.expect(10*ms, s.grant(5, 7), "STANDBY 5, demote 5 ABORT")
-		s.expect(15*ms, nominate(7), "consent=false")
-		s.expect(20*ms, evFence{req: &pb.FenceRequest{Epoch: 5}}, "")
-		s.expect(30*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "fenced=true, release 5")
-		s.expect(40*ms, evReleased{epoch: 5, outcome: accepted}, "")
-		s.expect(50*ms, nominate(7), "consent=true")
-		s.expect(60*ms, evRecord{group: s.rec}, "")
-	})
-	t.Run("another node's", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.expect(10*ms, s.record(func(g *pb.Group) { g.Phase, g.Holder, g.Epoch = pb.GroupPhase_GROUP_PHASE_GRANTED, "n2", 5 }), "")
-	})
-	t.Run("too late", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.expect(1100*ms, s.grant(2000, 7), "STANDBY 2000, release 2000")
-	})
-	t.Run("revoked", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.expect(10*ms, s.record(func(g *pb.Group) {
-			g.Phase, g.Holder, g.Epoch, g.Nomination, g.Revoked = pb.GroupPhase_GROUP_PHASE_GRANTED, "n1", 2000, 7, true
-		}), "STANDBY 2000, release 2000")
-	})
-	t.Run("the first q of a nomination stands", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.do(500*ms, nominate(7))
-		s.do(510*ms, s.grant(2000, 7))
-		if got, want := s.m.lease.ValidUntil(), at(0).Add(election.HolderTTL(1200*ms)); got != want {
-			t.Fatalf("valid until %v, want %v", got, want)
-		}
-	})
-	t.Run("an older record changes nothing", func(t *testing.T) {
-		s := newScript(t, false)
-		old := s.record(func(g *pb.Group) { g.Phase, g.Epoch, g.LastHolder = pb.GroupPhase_GROUP_PHASE_VACANT, 4, "n2" })
-		s.do(0, nominate(7))
-		s.do(10*ms, s.grant(2000, 7))
-		s.expect(20*ms, old, "")
-	})
-	t.Run("the instance is down by then", func(t *testing.T) {
-		s := newScript(t, false)
-		s.do(0, nominate(7))
-		s.do(5*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN}})
-		s.expect(10*ms, s.grant(2000, 7), "STANDBY 2000, release 2000")
-	})
-}
-
-func TestMachineConsent(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		status Status
-		req    *pb.NominateRequest
-		want   bool
-	}{
-		{"ready", Status{State: pb.InstanceState_INSTANCE_STATE_READY}, &pb.NominateRequest{Nomination: 1}, true},
-		{"no number", Status{State: pb.InstanceState_INSTANCE_STATE_READY}, &pb.NominateRequest{}, false},
-		{"old leader", Status{State: pb.InstanceState_INSTANCE_STATE_READY}, &pb.NominateRequest{Nomination: 1, Epoch: 2}, false},
-		{"warm", Status{State: pb.InstanceState_INSTANCE_STATE_WARM}, &pb.NominateRequest{Nomination: 1, Epoch: 3}, false},
-		{"warm, to be prepared", Status{State: pb.InstanceState_INSTANCE_STATE_WARM}, &pb.NominateRequest{Nomination: 1, Epoch: 3, Prepare: true}, true},
-		{"live, forced", Status{State: pb.InstanceState_INSTANCE_STATE_LIVE}, &pb.NominateRequest{Nomination: 1, Epoch: 3, Force: true}, true},
-		{"loading, forced", Status{State: pb.InstanceState_INSTANCE_STATE_LOADING}, &pb.NominateRequest{Nomination: 1, Epoch: 3, Force: true}, false},
-		{"failed", Status{State: pb.InstanceState_INSTANCE_STATE_FAILED}, &pb.NominateRequest{Nomination: 1, Epoch: 3, Force: true}, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := newScript(t, false)
-			if c.req.Epoch != 0 {
-				s.do(0, s.record(func(g *pb.Group) { g.Epoch, g.Holder, g.Phase = 3, "n2", pb.GroupPhase_GROUP_PHASE_SERVING }))
-			}
-			s.do(0, evStatus{status: c.status})
-			s.expect(10*ms, evNominate{req: c.req}, fmt.Sprintf("consent=%t", c.want))
-		})
-	}
-	t.Run("a holder does not", func(t *testing.T) {
-		s := newScript(t, false)
-		s.serve()
-		s.expect(50*ms, nominate(9), "consent=false")
-	})
-	t.Run("remembered nominations are bounded", func(t *testing.T) {
-		s := newScript(t, false)
-		for n := range uint64(100) {
-			s.do(0, nominate(n+1))
-		}
-		if len(s.m.consents) != maxConsents {
-			t.Fatalf("%d are remembered", len(s.m.consents))
-		}
-	})
 }

@@ -92,6 +92,9 @@ type Snapshot struct {
 	Status Status
 	// Stopping: the node gives up leases and takes no more.
 	Stopping bool
+	// Unclean: the instance may still serve under an older epoch; it is being
+	// demoted and is no candidate until that is done.
+	Unclean bool
 	// UnwillingUntil is the end of the back-off after failed promotions.
 	UnwillingUntil clock.Instant
 	// Reason is why the last lease ended, for people.

@@ -20,7 +20,12 @@ import (
 // Join takes in a node that asks for it, or finds that it belongs here already.
 // A refusal that may not stand for long is UNAVAILABLE: the node is to ask again.
 func (m *Membership) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinResponse, error) {
+	var cluster string
 	err := m.change(ctx, func(ctx context.Context, p *plan) error {
+		// A new cluster's first leader has yet to write it: the answer pins the node.
+		if cluster = m.cfg.State.ClusterID(); cluster == "" {
+			return later("the cluster has just begun and has no id yet: try again")
+		}
 		if s, ok := p.server(raft.ServerID(req.GetNodeId())); ok {
 			return m.comeBack(ctx, p, s, req)
 		}
@@ -36,7 +41,7 @@ func (m *Membership) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinRes
 	case err != nil:
 		return nil, err
 	}
-	return &pb.JoinResponse{ClusterId: m.cfg.State.ClusterID()}, nil
+	return &pb.JoinResponse{ClusterId: cluster}, nil
 }
 
 // Add takes in a running, empty node that an operator names.
@@ -73,8 +78,10 @@ func (m *Membership) comeBack(ctx context.Context, p *plan, s raft.Server, req *
 	if err := m.notTwice(ctx, s.ID, rec.GetAddress(), req.GetAddress()); err != nil {
 		return err
 	}
-	if req.GetEmpty() && s.Suffrage == raft.Voter && rec != nil {
-		// It was seen with data. What it has forgotten, a majority may rely on.
+	_, answered := m.cfg.Reach.LastAnswered(s.ID)
+	if req.GetEmpty() && s.Suffrage == raft.Voter && (rec != nil || answered) {
+		// It was seen with data, or has taken part: a node that is not in yet answers
+		// nothing. What it has forgotten, a majority may rely on.
 		return refuse("node %s is a voter and comes back without its data: remove it first (hactl member remove %s), then let it join", s.ID, s.ID)
 	}
 	if rec == nil || rec.GetAddress() == req.GetAddress() {

@@ -45,6 +45,8 @@ type world struct {
 	did       []string
 	raftErr   error
 	transfer  func(to raft.ServerID) error
+	// unborn: the cluster id is not written yet.
+	unborn bool
 }
 
 func newWorld(voters ...raft.ServerID) *world {
@@ -175,7 +177,14 @@ func (w *world) LeadershipTransferToServer(id raft.ServerID, _ raft.ServerAddres
 	return future{}
 }
 
-func (w *world) ClusterID() string { return "c1" }
+func (w *world) ClusterID() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.unborn {
+		return ""
+	}
+	return "c1"
+}
 func (w *world) Configuration() (raft.Configuration, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

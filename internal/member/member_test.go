@@ -130,6 +130,12 @@ func TestJoin(t *testing.T) {
 		_, err := m.Join(t.Context(), &pb.JoinRequest{NodeId: id, Address: address, Empty: empty, Version: "v1"})
 		return err
 	}
+	// Before the cluster id is in the log there is nothing to be pinned to.
+	w.locked(func() { w.unborn = true })
+	if err := join("n4", "n4:1", true); status.Code(err) != codes.Unavailable {
+		t.Fatalf("a cluster without an id: %v", err)
+	}
+	w.locked(func() { w.unborn = false })
 	if err := join("n4", "n4:1", true); err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +150,11 @@ func TestJoin(t *testing.T) {
 	if !strings.Contains(err.Error(), "remove") {
 		t.Fatalf("the refusal does not say what to do: %v", err)
 	}
-	// A voter of the first configuration that never had any.
+	// One that took part and was lost before it was recorded.
 	w.locked(func() { delete(w.records, "n3") })
+	wantIs(t, join("n3", "n3:1", true), hastate.ErrPrecondition)
+	// A voter of the first configuration that never had any.
+	w.locked(func() { delete(w.answered, "n3") })
 	if err := join("n3", "n3:1", true); err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,10 @@ const (
 	defaultEnqueue = time.Second
 	defaultDrain   = 5 * time.Second
 	sweepEvery     = 25 * time.Millisecond
+
+	// transferGap: refusals that are further apart are of two handovers. A proposal
+	// is tried again several times a second, and leases are renewed about as often.
+	transferGap = 3 * time.Second
 )
 
 // Applier is the part of *raft.Raft that a Batcher needs.
@@ -101,9 +105,10 @@ type Batcher struct {
 	mu sync.Mutex
 	// flights are the entries that Raft has and has not answered.
 	flights map[*flight]struct{}
-	// transferring is when Raft began to refuse every entry because leadership is
-	// being handed over; zero if it does not.
-	transferring time.Time
+	// refusedFirst and refusedLast are the ends of the newest run of entries that
+	// Raft refused because leadership is being handed over; zero if the newest
+	// entry was not refused.
+	refusedFirst, refusedLast time.Time
 }
 
 // flight is one entry under way.
@@ -216,7 +221,7 @@ func (b *Batcher) Run(ctx context.Context) error {
 		inFlight.Go(func() {
 			err := settle(future, fl.items, b.notLeader)
 			b.track(fl, false)
-			b.noteTransfer(errors.Is(err, raft.ErrLeadershipTransferInProgress))
+			b.noteTransfer(errors.Is(err, raft.ErrLeadershipTransferInProgress), time.Now())
 			<-slots
 		})
 	}
@@ -248,14 +253,16 @@ func (b *Batcher) track(fl *flight, add bool) {
 	}
 }
 
-func (b *Batcher) noteTransfer(refused bool) {
+func (b *Batcher) noteTransfer(refused bool, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case !refused:
-		b.transferring = time.Time{}
-	case b.transferring.IsZero():
-		b.transferring = time.Now()
+		b.refusedFirst, b.refusedLast = time.Time{}, time.Time{}
+	case b.refusedFirst.IsZero(), now.Sub(b.refusedLast) > transferGap:
+		b.refusedFirst, b.refusedLast = now, now
+	default:
+		b.refusedLast = now
 	}
 }
 
@@ -263,13 +270,14 @@ func (b *Batcher) noteTransfer(refused bool) {
 // is being handed over; 0 if it does not. A handover is over after an election
 // timeout, one way or the other; raft's mark of it may stay (hashicorp/raft#696),
 // and then a leader takes nothing any more: only a restart of the node helps.
+//
+// It is the time between two refusals, not since the first: after a handover that
+// has come about, this node proposes nothing more, and the last thing that it was
+// told stays a refusal however well it is.
 func (b *Batcher) TransferStuck() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.transferring.IsZero() {
-		return 0
-	}
-	return time.Since(b.transferring)
+	return b.refusedLast.Sub(b.refusedFirst)
 }
 
 // sweep enforces deadlines while Raft does not answer.

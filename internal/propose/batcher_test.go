@@ -293,14 +293,31 @@ func TestBatcher_TransferStuck(t *testing.T) {
 	}
 	stuck(false)
 	answer(raft.ErrLeadershipTransferInProgress)
-	stuck(true)
+	stuck(false) // it may be over by now, and nobody asks again
 	answer(raft.ErrLeadershipTransferInProgress)
 	stuck(true)
 	answer(nil)
 	stuck(false)
 	answer(raft.ErrLeadershipTransferInProgress)
+	answer(raft.ErrLeadershipTransferInProgress)
 	answer(raft.ErrNotLeader)
 	stuck(false)
+}
+
+func TestBatcher_TransfersFarApartAreNotStuck(t *testing.T) {
+	b := newBatcher(t, newFakeRaft(t))
+	begin := time.Now()
+	for n, want := range []time.Duration{0, time.Second, 2 * time.Second} {
+		b.noteTransfer(true, begin.Add(time.Duration(n)*time.Second))
+		if got := b.TransferStuck(); got != want {
+			t.Fatalf("after %d s: stuck for %v, want %v", n, got, want)
+		}
+	}
+	// An hour later this node leads again, and hands over again.
+	b.noteTransfer(true, begin.Add(time.Hour))
+	if got := b.TransferStuck(); got != 0 {
+		t.Fatalf("stuck for %v by two handovers an hour apart", got)
+	}
 }
 
 func TestBatcher_RefusesWhatTheStateMachineDoesNotKnow(t *testing.T) {

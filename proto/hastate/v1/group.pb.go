@@ -1738,7 +1738,7 @@ type FailoverRequest struct {
 	Group string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// Node to move to; empty: the best candidate.
 	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
-	// Also when paused or held, and also to a candidate that is not READY.
+	// Also when held, and also to a candidate that is not READY or is tagged.
 	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	// Why, for the history.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+
+	"github.com/hastate/hastate"
+)
+
+// adviceLost is what helps a node that has lost a part of its data.
+const adviceLost = "put the file back; if it is lost, remove this node from the cluster, move its data folder away and let it join again"
+
+// checkData refuses a data folder of which a part is missing or older than the
+// rest. None of it would be noticed later: the node would go on with another state
+// than its peers have, or vote twice in a term.
+func (n *Node) checkData() error {
+	dir := n.cfg.DataDir
+	flushed, needs := n.machine.Flushed(), n.snapshots.Needs()
+	if flushed < needs {
+		return fmt.Errorf("%w: data folder %s: the state file state.db goes to log entry %d, the snapshots rely on %d: it is missing or older than the rest: %s", hastate.ErrPrecondition, dir, flushed, needs, adviceLost)
+	}
+	kept, err := n.snapshots.List()
+	if err != nil {
+		return fmt.Errorf("list the snapshots: %w", err)
+	}
+	// Raft writes a term before anything else, and it writes it to the log file.
+	term, err := n.logs.GetUint64([]byte("CurrentTerm"))
+	if known := err == nil && term > 0; !known && (flushed > 0 || len(kept) > 0) {
+		return fmt.Errorf("%w: data folder %s: the log file raft.db knows no term, but there is a state up to log entry %d: the log is missing, and with it what this node has voted: %s", hastate.ErrPrecondition, dir, flushed, adviceLost)
+	}
+	first, err := n.logs.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	if first > 1 && len(kept) == 0 {
+		return fmt.Errorf("%w: data folder %s: the log begins with entry %d and there is no snapshot of what was before: the folder snapshots is missing: %s", hastate.ErrPrecondition, dir, first, adviceLost)
+	}
+	return nil
+}
