@@ -50,6 +50,8 @@ type Node struct {
 	raft      *raft.Raft
 	// applier is the state machine as raft has it.
 	applier *applier
+	// raftReady is closed when raft is set.
+	raftReady chan struct{}
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState  bool
 	admission admission
@@ -125,8 +127,8 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, bootID: hex.EncodeToString(boot[:]), started: time.Now(),
 		problems: map[string]string{}, progress: map[string]progress{}, holders: map[string]*holder.Holder{},
-		notify: make(chan bool, 8),
-		halt:   make(chan error, 1), leadership: leadership{wake: make(chan struct{}, 1)},
+		notify: make(chan bool, 8), raftReady: make(chan struct{}),
+		halt: make(chan error, 1), leadership: leadership{wake: make(chan struct{}, 1)},
 	}
 	for _, step := range []func() error{n.openData, n.bind, n.openRaft, n.openServices} {
 		if err := step(); err != nil {

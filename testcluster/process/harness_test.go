@@ -162,7 +162,7 @@ type cluster struct {
 	// t is the test that runs now, owner the one that the processes end with.
 	t, owner *testing.T
 	hosts    []*host
-	client *client.Client
+	client   *client.Client
 	// profile of the timeouts.
 	profile string
 	// expect is --bootstrap-expect.
