@@ -256,8 +256,8 @@ func TestRun_RefusesFolder(t *testing.T) {
 		"state empty":         {change: truncate("state.db", 0), texts: []string{"state.db", "damaged", "empty"}},
 		"state with a flip":   {change: flip("state.db", "hastate1"), texts: []string{"state.db", "damaged"}},
 		"state of something":  {change: write("state.db", strings.Repeat("no database ", 1000)), texts: []string{"state.db", "damaged"}},
-		"state without a log": {change: remove("raft.db"), texts: []string{"raft.db is missing", "put the file back", "join again"}},
-		"log without a state": {change: remove("state.db"), texts: []string{"state.db is missing", "put the file back", "join again"}},
+		"state without a log": {change: remove("raft.db"), texts: []string{"raft.db", "the log is missing", "put the file back", "join again"}},
+		"log without a state": {change: remove("state.db"), texts: []string{"state.db", "missing", "put the file back", "join again"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
