@@ -40,9 +40,7 @@ func (n *Node) watchdog(ctx context.Context) error {
 	}
 	tick := time.NewTicker(n.cfg.Profile.Heartbeat / 3)
 	defer tick.Stop()
-	var (
-		logStalled, applyStalled bool
-	)
+	var logStalled, applyStalled bool
 	for {
 		select {
 		case <-ctx.Done():

@@ -315,12 +315,14 @@ func edit(t *testing.T, path string, change func([]byte) []byte) {
 
 func write(name, text string) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		edit(t, filepath.Join(dir, name), func([]byte) []byte { return []byte(text) })
 	}
 }
 
 func replace(name, from, to string) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		edit(t, filepath.Join(dir, name), func(data []byte) []byte {
 			if !bytes.Contains(data, []byte(from)) {
 				t.Fatalf("%s is not in %s", from, name)
@@ -332,6 +334,7 @@ func replace(name, from, to string) func(*testing.T, string) {
 
 func truncate(name string, size int64) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		if err := os.Truncate(filepath.Join(dir, name), size); err != nil {
 			t.Fatal(err)
 		}
