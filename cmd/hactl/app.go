@@ -91,8 +91,8 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 no leader, 4 outcome unknown.`,
 	f.StringVarP(&a.format, "output", "o", formatTable, "output `format`: table, json or yaml")
 	f.DurationVar(&a.timeout, "timeout", 0, "longest time for the command (default 10s; switchover and failover 1m, snapshots 10m)")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say on stderr what is tried")
-	f.StringVar(&a.contextName, "context", "", "context of the configuration file to use")
-	f.StringSliceVar(&a.target.Endpoints, "endpoints", nil, "`host:port` of nodes, comma-separated (default $HACTL_ENDPOINTS, the context, or "+defaultEndpoint+")")
+	f.StringVar(&a.contextName, "context", "", "context of the configuration file to use, before $HACTL_ENDPOINTS")
+	f.StringSliceVar(&a.target.Endpoints, "endpoints", nil, "`host:port` of nodes, comma-separated (default those of --context, $HACTL_ENDPOINTS, the current context, or "+defaultEndpoint+")")
 	f.StringVar(&a.target.TLSCA, "tls-ca", "", "`file` with the certificates to trust")
 	f.StringVar(&a.target.TLSCert, "tls-cert", "", "`file` with the own certificate")
 	f.StringVar(&a.target.TLSKey, "tls-key", "", "`file` with the key of the own certificate")
@@ -131,8 +131,7 @@ func noun(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// connect makes the client. Settings come from the flags, then the environment,
-// then the context.
+// connect makes the client. Where to: see resolveTarget.
 func (a *app) connect() (*client.Client, error) {
 	t, err := a.resolveTarget()
 	if err != nil {
