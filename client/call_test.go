@@ -18,7 +18,7 @@ import (
 // A node without a leader holds a call until its caller's time is up.
 func waitingForLeader() bend {
 	hold := func() error {
-		time.Sleep(400 * time.Millisecond)
+		<-time.After(400 * time.Millisecond)
 		return &hastate.NotLeaderError{}
 	}
 	return bend{

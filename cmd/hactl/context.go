@@ -113,7 +113,7 @@ func (a *app) setContext(name string) error {
 		done = "changed"
 	}
 	cfg.Contexts[name] = a.target.over(cfg.Contexts[name])
-	also := ""
+	var also string
 	switch cfg.Current {
 	case "":
 		cfg.Current, also = name, "; it became the current one"
