@@ -51,7 +51,7 @@ func TestGroup_GetPrimary(t *testing.T) {
 	c := pb.NewGroupServiceClient(r.conn)
 	_, err := c.GetPrimary(t.Context(), &pb.GetPrimaryRequest{})
 	wantIs(t, err, hastate.ErrNotFound)
-	if !strings.Contains(err.Error(), "Configure") {
+	if !strings.Contains(err.Error(), "hactl group set default") {
 		t.Fatalf("the error does not say what to do: %v", err)
 	}
 	serving(r)
@@ -79,6 +79,9 @@ func TestGroup_GetPrimary(t *testing.T) {
 	res, err = c.GetPrimary(t.Context(), &pb.GetPrimaryRequest{Level: pb.ReadLevel_READ_LEVEL_LOCAL})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if p := res.GetPrimary(); p.GetNodeId() != "" || p.GetAddress() != "" || p.GetEpoch() != 40 {
+		t.Fatalf("a primary whose lease has run out here is named: %v", p)
 	}
 	if res.GetPrimary().GetValidForMs() != 0 || res.GetStaleness() == nil || res.GetStaleness().GetLeaderKnown() {
 		t.Fatalf("old local answer %v", res)
