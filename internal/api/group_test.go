@@ -109,6 +109,8 @@ func TestGroup_Configure(t *testing.T) {
 		"model":   {DesiredModel: &pb.ModelRef{Name: "m"}},
 		"request": {Request: &pb.RequestId{Client: 1}},
 		"name":    {Group: "a\x00b"},
+		"space":   {Group: "a b"},
+		"slash":   {Group: "a/b"},
 	} {
 		if _, err := c.Configure(t.Context(), req); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)

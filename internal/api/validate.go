@@ -69,7 +69,15 @@ func groupName(v string) (string, error) {
 	if v == "" {
 		return hastate.DefaultGroup, nil
 	}
-	return v, checkText("group", v, hastate.MaxNameBytes)
+	if err := checkText("group", v, hastate.MaxNameBytes); err != nil {
+		return v, err
+	}
+	if strings.ContainsFunc(v, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	}) {
+		return v, invalid("group %q: a name has only letters, digits, '-', '_' and '.'", v)
+	}
+	return v, nil
 }
 
 func checkMap(field string, m map[string]string, maxValue int) error {
