@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +113,19 @@ func (c *Coordinator) begin(group, what string, fn func(context.Context, *order)
 		c.wake()
 	})
 	return o, nil
+}
+
+// checkTarget refuses a node without an instance in the group.
+func (c *Coordinator) checkTarget(group, to string) error {
+	if to == "" || slices.ContainsFunc(c.cfg.State.Instances(group), func(i *pb.Instance) bool { return i.GetNodeId() == to }) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has no instance in group %s, nothing was changed", hastate.ErrPrecondition, to, group)
+}
+
+// kindWord is a kind of transition for the log.
+func kindWord(k pb.TransitionKind) string {
+	return strings.ToLower(strings.TrimPrefix(k.String(), "TRANSITION_KIND_"))
 }
 
 // over reports whether this node leads no more, as far as it was told.

@@ -61,7 +61,7 @@ func TestSwitchoverRefused(t *testing.T) {
 	cl.lead(1)
 	before := cl.serves("n1")
 	cl.sees("n2", pb.InstanceState_INSTANCE_STATE_FAILED)
-	for to, want := range map[string]string{"n1": "already", "n2": "FAILED", "n9": "has no instance", "": "FAILED"} {
+	for to, want := range map[string]string{"n1": "already", "n2": "FAILED", "n9": "n9 has no instance in group g", "": "FAILED"} {
 		_, err := cl.c.Switchover(context.Background(), &pb.SwitchoverRequest{Group: "g", To: to})
 		sentinel := hastate.ErrPrecondition
 		if to == "n9" {
@@ -70,6 +70,10 @@ func TestSwitchoverRefused(t *testing.T) {
 		if !errors.Is(err, sentinel) || !strings.Contains(err.Error(), want) {
 			t.Errorf("to %q: %v, want %q", to, err, want)
 		}
+	}
+	_, err := cl.c.Failover(context.Background(), &pb.FailoverRequest{Group: "g", To: "n9", Force: true})
+	if !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "n9 has no instance in group g") {
+		t.Errorf("failover to n9: %v", err)
 	}
 	if g := cl.serves("n1"); g.GetEpoch() != before.GetEpoch() {
 		t.Fatal("something was changed")

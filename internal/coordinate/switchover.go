@@ -39,6 +39,9 @@ func (c *Coordinator) switchover(ctx context.Context, o *order, g *pb.Group, req
 	case req.GetTo() == from:
 		return nil, fmt.Errorf("%w: %s is the primary of group %q already", hastate.ErrPrecondition, from, name)
 	}
+	if err := c.checkTarget(name, req.GetTo()); err != nil {
+		return nil, err
+	}
 	ranked, err := c.warm(ctx, g, req.GetTo())
 	if err != nil {
 		return nil, err
@@ -182,7 +185,7 @@ func (c *Coordinator) handover(ctx context.Context, g *pb.Group, ranked []electi
 		if err != nil {
 			return 0, "", err
 		}
-		c.log.Info("handed over", "group", g.GetName(), "from", g.GetHolder(), "to", cand.NodeID, "epoch", epoch, "kind", kind)
+		c.log.Info("handed over", "group", g.GetName(), "from", g.GetHolder(), "to", cand.NodeID, "epoch", epoch, "kind", kindWord(kind))
 		c.tell(ctx, g, cand.NodeID, number, epoch)
 		return epoch, cand.NodeID, nil
 	}
