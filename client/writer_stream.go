@@ -115,6 +115,11 @@ func (w *writer) open(ctx context.Context) error {
 	var resp *pb.OpenClientResponse
 	err := w.c.call(ctx, Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) (err error) {
 		resp, err = pb.NewSessionServiceClient(cc).OpenClient(ctx, &pb.OpenClientRequest{Name: w.c.opts.Name})
+		if err != nil { // those who wait may end before this does, and want to know why
+			w.mu.Lock()
+			w.last = hastate.FromStatus(err)
+			w.mu.Unlock()
+		}
 		return err
 	})
 	if err != nil {

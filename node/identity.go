@@ -54,7 +54,7 @@ func openIdentity(dir, nodeID string) (*identity, error) {
 		return nil, fmt.Errorf("identity %s is damaged: %w: restore the file, or remove the node from the cluster, empty the folder and join again", id.path, err)
 	}
 	if id.saved.Format > identityFormat {
-		return nil, fmt.Errorf("data folder %s has format %d, this program knows up to %d: run a newer hanode", dir, id.saved.Format, identityFormat)
+		return nil, fmt.Errorf("data folder %s has format %d by its node.json, this program knows up to %d: run a newer hanode", dir, id.saved.Format, identityFormat)
 	}
 	if id.saved.NodeID != nodeID {
 		return nil, fmt.Errorf("data folder %s belongs to node %q, not %q: use its own folder, or correct the node id", dir, id.saved.NodeID, nodeID)

@@ -82,7 +82,7 @@ func (n *Node) openRaft() error {
 	if n.hadState || n.identity.Admitted() {
 		n.admission.admit()
 	}
-	if n.raft, err = raft.NewRaft(n.raftConfig(), n.applier, n.logs, n.logs, n.snapshots, n.transport); err != nil {
+	if err = n.startRaft(); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	n.transport.Bind(n.raft)

@@ -49,14 +49,16 @@ func (s *raftSink) Accept(_ string, level hclog.Level, msg string, args ...any) 
 	case hclog.Warn, hclog.Error:
 		to = slog.LevelWarn
 	case hclog.Info:
-		to = slog.LevelInfo
+		// Elections without a majority come several times a second; what matters of
+		// them node says itself.
+		to = slog.LevelDebug
 	default:
 	}
 	ctx := context.Background()
 	if !s.log.Enabled(ctx, to) {
 		return
 	}
-	if to >= slog.LevelWarn {
+	if to >= slog.LevelWarn || restless[msg] {
 		unsaid, ok := s.say(msg, args)
 		if !ok {
 			return
@@ -66,6 +68,12 @@ func (s *raftSink) Accept(_ string, level hclog.Level, msg string, args ...any) 
 		}
 	}
 	s.log.Log(ctx, to, msg, printable(args)...)
+}
+
+// restless are what a node without a majority does several times a second, for as
+// long as that lasts.
+var restless = map[string]bool{
+	"entering candidate state": true, "pre-vote campaign failed, waiting for election timeout": true,
 }
 
 // say decides whether a warning is said now.

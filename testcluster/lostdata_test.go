@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,4 +137,25 @@ func TestLostData_TheWholeDisk(t *testing.T) {
 		}
 		return fmt.Errorf("%s is not a voter again: %v", lost.ID, configuration)
 	})
+}
+
+// A node whose disk fails when raft wants to save a new term ends with the
+// error of the disk, as after any other failed write.
+func TestTermCannotBeSaved(t *testing.T) {
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	others := c.Others(leader)
+	broken := others[0]
+	broken.Log.Fail()
+	// There is nothing to append; the next leader asks for votes in a new term.
+	if err := leader.Node().TransferLeadership(within(t), others[1].ID); err != nil {
+		t.Logf("transfer: %v", err) // its barrier may have found the broken node first
+	}
+	if err := broken.Wait(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("it ended with %v", err)
+	}
+	broken.Log.Heal()
+	broken.Stop()
+	broken.Start()
+	c.WaitLeader()
 }

@@ -64,7 +64,7 @@ func (f *follower) is(want []string) error {
 // wander watches with raw streams, a few events at one member and then on at the
 // next, from the revision that the last one has told.
 func (f *follower) wander(ctx context.Context, c *Cluster, conns []pb.SessionServiceClient) error {
-	after, told := uint64(1), uint64(0) // the first revision is the cluster id's
+	after := uint64(1) // the first revision is the cluster id's
 	for at := 0; ctx.Err() == nil; at++ {
 		stream, err := conns[at%len(conns)].WatchSessions(ctx, &pb.WatchSessionsRequest{Prefix: "w-", AfterRevision: after})
 		if err != nil {
@@ -82,7 +82,7 @@ func (f *follower) wander(ctx context.Context, c *Cluster, conns []pb.SessionSer
 				f.take(e)
 				n++
 			}
-			if told = reply.GetRevision(); told != 0 {
+			if told := reply.GetRevision(); told != 0 {
 				after = told
 			}
 		}
@@ -234,7 +234,7 @@ func TestSessions_AppliedOnceThoughTheAnswerIsLost(t *testing.T) {
 	wait.Until(t, Patience, func() error {
 		s, found, err := leader.Node().Machine().Session(hastate.DefaultGroup, "s")
 		if applied = s; err != nil || !found {
-			return fmt.Errorf("the write is not applied: %v", err)
+			return fmt.Errorf("the write is not applied: %w", err)
 		}
 		return nil
 	})

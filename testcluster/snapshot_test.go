@@ -4,7 +4,6 @@ package testcluster
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/hastate/hastate"
-
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -179,11 +177,6 @@ func restore(t *testing.T, m *Member, archive []byte) (*pb.RestoreSnapshotRespon
 	}
 	reply, err := stream.CloseAndRecv()
 	return reply, hastate.FromStatus(err)
-}
-
-func hash(m *Member) string {
-	_, sum := m.Node().Machine().Hash()
-	return hex.EncodeToString(sum[:])
 }
 
 func TestArchive_SaveAndRestore(t *testing.T) {

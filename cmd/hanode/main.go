@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -44,11 +45,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "hanode: %v\nSee 'hanode --help'.\n", err)
+		complain(stderr, err)
+		fmt.Fprintln(stderr, "See 'hanode --help'.")
 		return exitUsage
 	default:
-		fmt.Fprintf(stderr, "hanode: %v\n", err)
+		complain(stderr, err)
 		return exitFailed
+	}
+}
+
+// complain writes a line for each of the errors that were joined.
+func complain(w io.Writer, err error) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		fmt.Fprintln(w, "hanode:", line)
 	}
 }
 

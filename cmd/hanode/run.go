@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/credentials"
@@ -29,7 +31,13 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run a node until it is told to stop",
 		Long: `Run a node until SIGINT or SIGTERM; it then hands over primaryship and
-leadership and leaves. A second signal ends it at once.
+leadership and ends. It stays a member of the cluster: 'hactl member remove'
+takes it out. A second signal ends it at once.
+
+A node with an empty data folder that is given --join (and no
+--bootstrap-expect) is added to the cluster as a replica and becomes a voter
+when it has caught up, unless --replica is given. Voters that are gone for good
+must be removed, or they count against the majority.
 
 Every flag can be set in the environment as HANODE_<FLAG> and in the file given
 with --config ('hanode config' prints a sample).`,
@@ -90,7 +98,7 @@ func nodeConfig(o options, logTo io.Writer) (node.Config, error) {
 	if err != nil {
 		return node.Config{}, err
 	}
-	server, client, err := loadTLS(o.TLS)
+	server, client, err := loadTLS(o)
 	if err != nil {
 		return node.Config{}, err
 	}
@@ -130,7 +138,8 @@ func newLogger(o logOptions, nodeID string, w io.Writer) (*slog.Logger, error) {
 }
 
 // loadTLS makes mutual TLS of three files; none gives nil.
-func loadTLS(o tlsOptions) (server, client credentials.TransportCredentials, err error) {
+func loadTLS(all options) (server, client credentials.TransportCredentials, err error) {
+	o := all.TLS
 	if o == (tlsOptions{}) {
 		return nil, nil, nil
 	}
@@ -140,6 +149,9 @@ func loadTLS(o tlsOptions) (server, client credentials.TransportCredentials, err
 	cert, err := tls.LoadX509KeyPair(o.Cert, o.Key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("load tls certificate: %w", err)
+	}
+	if err := checkNames(cert.Leaf, all); err != nil {
+		return nil, nil, err
 	}
 	pem, err := os.ReadFile(o.CA)
 	if err != nil {
@@ -152,4 +164,26 @@ func loadTLS(o tlsOptions) (server, client credentials.TransportCredentials, err
 	server = credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13})
 	client = credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13})
 	return server, client, nil
+}
+
+// checkNames refuses a certificate that the others would refuse: nodes are known
+// by their id, and are found by their address.
+func checkNames(leaf *x509.Certificate, o options) error {
+	address := o.Advertise
+	if address == "" {
+		address = o.Listen
+	}
+	names := []string{o.NodeID}
+	if host, _, err := net.SplitHostPort(address); err == nil && host != "" {
+		names = append(names, host)
+	}
+	for _, name := range names {
+		if name == "" {
+			continue // it is missing, and that is said elsewhere
+		}
+		if err := leaf.VerifyHostname(name); err != nil {
+			return fmt.Errorf("tls certificate %s is not for the name %q: issue one for the names %s", o.TLS.Cert, name, strings.Join(names, " and "))
+		}
+	}
+	return nil
 }

@@ -248,8 +248,12 @@ func TestHealth(t *testing.T) {
 	is(HealthPrimary+"/default", up)
 	// The record alone is not enough: the holder's own lease counts.
 	r.lock(func() { r.holders = map[string]Holder{"default": &fakeHolder{}} })
-	is(HealthPrimary, down)
-	is(HealthPrimary+"/default", down)
+	for _, name := range []string{HealthPrimary, HealthPrimary + "/default"} { // at once
+		res, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
+		if err != nil || res.GetStatus() != down {
+			t.Fatalf("%s: %v, %v", name, res, err)
+		}
+	}
 	r.lock(func() { r.rstate, r.leader = raft.Follower, "" })
 	is(HealthReady, down)
 	is("", up)

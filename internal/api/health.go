@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -73,6 +75,38 @@ func (s *Services) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// healthServer looks at the lease itself when it is asked: what Run has noted may
+// be from before the lease ran out, or from before the process was frozen.
+type healthServer struct {
+	*health.Server
+	s *Services
+}
+
+// Check answers for one name.
+func (h *healthServer) Check(ctx context.Context, req *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	res, err := h.Server.Check(ctx, req)
+	if err == nil && res.GetStatus() == healthpb.HealthCheckResponse_SERVING && !h.s.stillPrimary(req.GetService()) {
+		res = &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING}
+	}
+	return res, err
+}
+
+// stillPrimary is true for the names that are not about primaryship.
+func (s *Services) stillPrimary(name string) bool {
+	if group, ok := strings.CutPrefix(name, HealthPrimary+"/"); ok {
+		return s.IsPrimary(group)
+	}
+	if name != HealthPrimary {
+		return true
+	}
+	for _, primary := range s.primaryHere() {
+		if primary {
+			return true
+		}
+	}
+	return false
 }
 
 // primaryHere tells for each group with an instance beside this node whether

@@ -60,13 +60,26 @@ func (s *Services) withDeadline(ctx context.Context, method string) (context.Con
 	return context.WithTimeout(ctx, d)
 }
 
+// answerInTime is withDeadline, and ends a little before the caller's deadline: a
+// node that has waited for a leader in vain must be able to say so.
+func (s *Services) answerInTime(ctx context.Context, method string) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok || strings.HasPrefix(method, peerPrefix) {
+		return s.withDeadline(ctx, method)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(maxReplyTime, time.Until(deadline)/10)))
+}
+
+// maxReplyTime bounds what is set aside of a caller's time for the way back.
+const maxReplyTime = 100 * time.Millisecond
+
 // UnaryInterceptor is to be the first of the server's.
 func (s *Services) UnaryInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
 		if !ours(info.FullMethod) {
 			return handle(ctx, req)
 		}
-		ctx, cancel := s.withDeadline(ctx, info.FullMethod)
+		ctx, cancel := s.answerInTime(ctx, info.FullMethod)
 		defer cancel()
 		defer func() {
 			if r := recover(); r != nil {

@@ -125,7 +125,7 @@ func (s *Services) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterModelServiceServer(r, &modelServer{s: s})
 	pb.RegisterClusterServiceServer(r, &clusterServer{s: s})
 	pb.RegisterPeerServiceServer(r, &peerServer{s: s})
-	healthpb.RegisterHealthServer(r, s.health)
+	healthpb.RegisterHealthServer(r, &healthServer{Server: s.health, s: s})
 }
 
 // Peer is the service between nodes, for questions that a node asks itself.

@@ -61,6 +61,9 @@ func (c *Coordinator) failover(ctx context.Context, o *order, g *pb.Group, req *
 // replacement checks that somebody can take over, before anything is changed.
 func (c *Coordinator) replacement(ctx context.Context, g *pb.Group, req *pb.FailoverRequest) (choice, error) {
 	name, holder := g.GetName(), election.LastHolder(g)
+	if err := c.checkTarget(name, req.GetTo()); err != nil {
+		return choice{}, err
+	}
 	ch := choice{
 		want: election.WantForced, only: req.GetTo(), never: holder, force: req.GetForce(), patient: true,
 		reason: "operator: failover", by: byOperator, since: c.cfg.Clock.Now(),

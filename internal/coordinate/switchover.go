@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hastate/hastate"
@@ -28,6 +30,9 @@ func (c *Coordinator) Switchover(ctx context.Context, req *pb.SwitchoverRequest)
 
 func (c *Coordinator) switchover(ctx context.Context, o *order, g *pb.Group, req *pb.SwitchoverRequest) (*pb.Transition, error) {
 	name, from := g.GetName(), g.GetHolder()
+	if err := c.checkTarget(name, req.GetTo()); err != nil {
+		return nil, err
+	}
 	switch {
 	case g.GetPhase() != pb.GroupPhase_GROUP_PHASE_SERVING:
 		return nil, fmt.Errorf("%w: group %q has no serving primary to switch from (%s): wait, or use failover", hastate.ErrPrecondition, name, c.whereNow(name))
@@ -71,6 +76,18 @@ func (c *Coordinator) switchover(ctx context.Context, o *order, g *pb.Group, req
 		return nil, ctx.Err()
 	}
 	return nil, fmt.Errorf("%w: switchover of group %q to %s failed: %w; %s", hastate.ErrPrecondition, name, target, err, c.whereNow(name))
+}
+
+// checkTarget refuses a node that an operator named and that has no instance.
+func (c *Coordinator) checkTarget(group, to string) error {
+	var ids []string
+	for _, in := range c.cfg.State.Instances(group) {
+		ids = append(ids, in.GetNodeId())
+	}
+	if to == "" || slices.Contains(ids, to) {
+		return nil
+	}
+	return fmt.Errorf("%w: node %q has no instance of group %q: name one of %s", hastate.ErrNotFound, to, group, strings.Join(ids, ", "))
 }
 
 // warm finds the target, brings it to READY and verifies that it is. It returns

@@ -185,6 +185,7 @@ func (w *world) ClusterID() string {
 	}
 	return "c1"
 }
+
 func (w *world) Configuration() (raft.Configuration, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -162,7 +162,7 @@ type cluster struct {
 	// t is the test that runs now, owner the one that the processes end with.
 	t, owner *testing.T
 	hosts    []*host
-	client *client.Client
+	client   *client.Client
 	// profile of the timeouts.
 	profile string
 	// expect is --bootstrap-expect.
@@ -173,8 +173,8 @@ type cluster struct {
 type options struct {
 	// models: with a model server beside each node.
 	models bool
-	// nodeArgs are given to every node.
-	nodeArgs []string
+	// nodeArgs are more arguments of a node, by its id; may be nil.
+	nodeArgs func(id string) []string
 	// dirs are the data folders; empty: new ones.
 	dirs []string
 	// dial are the credentials of calls; none: plaintext.
@@ -191,7 +191,10 @@ func newCluster(t *testing.T, o options) *cluster {
 	c := &cluster{t: t, owner: t, profile: "lan", expect: size}
 	at := addresses(t, 4*size)
 	for i := range size {
-		h := &host{id: fmt.Sprintf("n%d", i+1), grpc: at[4*i], web: at[4*i+1], target: at[4*i+2], address: at[4*i+3], nodeArgs: o.nodeArgs}
+		h := &host{id: fmt.Sprintf("n%d", i+1), grpc: at[4*i], web: at[4*i+1], target: at[4*i+2], address: at[4*i+3]}
+		if o.nodeArgs != nil {
+			h.nodeArgs = o.nodeArgs(h.id)
+		}
 		if h.dir = t.TempDir(); i < len(o.dirs) {
 			h.dir = o.dirs[i]
 		}
