@@ -74,7 +74,7 @@ func (r *rebase) each(t table, prefix string, fn func(key string, rec proto.Mess
 }
 
 func (r *rebase) put(t table, key string, rec proto.Message) error {
-	return putItem(r.tx.Bucket(bucketNames[t]), item{key: key, rec: rec})
+	return putItem(r.tx.Bucket(bucketNames[t]), t, item{key: key, rec: rec})
 }
 
 func (r *rebase) copyLive(t table, prefix string) error {
@@ -148,8 +148,8 @@ func (r *rebase) inUse(g *pb.Group) (bool, error) {
 // archived are the groups of the backup.
 func (r *rebase) archived() ([]*pb.Group, error) {
 	var out []*pb.Group
-	err := r.tx.Bucket(bucketNames[tableGroups]).ForEach(func(_, v []byte) error {
-		rec, err := decodeRecord(tableGroups, v)
+	err := r.tx.Bucket(bucketNames[tableGroups]).ForEach(func(k, v []byte) error {
+		rec, err := decodeStored(tableGroups, string(k), v)
 		if err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func (r *rebase) endPending(g *pb.Group) error {
 	if b == nil {
 		return nil
 	}
-	rec, err := decodeRecord(tableHistory, b)
+	rec, err := decodeStored(tableHistory, key, b)
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 // its state it would apply what comes to an empty one, without its log it could
 // vote twice.
 func TestLostData_APartOfTheFolder(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"state.db", "raft.db", "snapshots"} {
 		t.Run(name, func(t *testing.T) {
 			c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
@@ -71,6 +72,7 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 // A voter that has lost its disk must not help to elect a leader that lacks an
 // acknowledged write: of the two that had confirmed it, it was one.
 func TestLostData_TheWholeDisk(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	leader := c.WaitLeader()
 	behind := c.Others(leader)[0]
