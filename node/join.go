@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -59,10 +60,12 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 		return nil, err
 	}
 	if req.GetNodeId() != n.cfg.NodeID {
-		if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
-			return nil, err
+		if n.believes(req) {
+			if _, err := n.identity.Learn(req.GetNodeId(), req.GetAddress()); err != nil {
+				return nil, err
+			}
+			n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 		}
-		n.noteProgress(req.GetNodeId(), req.GetAppliedIndex(), req.GetVersion())
 	}
 	me := n.hello()
 	known := n.identity.Addresses()
@@ -74,6 +77,25 @@ func (n *Node) Hello(_ context.Context, req *pb.HelloRequest) (*pb.HelloResponse
 		BootstrapExpect: me.GetBootstrapExpect(), HasState: n.hasState(), LeaderId: leaderID, LeaderAddress: leaderAddress,
 		Version: me.GetVersion(), AppliedIndex: me.GetAppliedIndex(), Known: known,
 	}, nil
+}
+
+// believes reports whether what a node says of itself is remembered. Once there is a
+// cluster, one that is not known to belong to it cannot say where a member is: a new
+// node that was given a member's id by mistake would cut the member off. It is
+// remembered when a leader has taken it in.
+func (n *Node) believes(req *pb.HelloRequest) bool {
+	mine := n.identity.ClusterID()
+	if mine == "" || req.GetClusterId() == mine {
+		return true
+	}
+	for _, m := range n.machine.Members() {
+		if m.GetNodeId() == req.GetNodeId() {
+			return false
+		}
+	}
+	// A voter of the first configuration that has not got the log yet.
+	configuration, _ := n.machine.Configuration()
+	return slices.ContainsFunc(configuration.Servers, func(s raft.Server) bool { return string(s.ID) == req.GetNodeId() })
 }
 
 // checkStranger refuses a node that says it is of another cluster.
@@ -142,7 +164,9 @@ func (n *Node) enterOnce(ctx context.Context, round int) (string, error) {
 	return "no node of a cluster answered at the join addresses" + trouble, nil
 }
 
-// askAround says hello to the join list and to whoever the answers name.
+// askAround says hello to the join list and to whoever the answers name. That a node
+// of the join list belongs to another cluster is an error; a remembered address may
+// be somebody else's by now.
 func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, string, error) {
 	answers := map[string]*pb.HelloResponse{}
 	asked := map[string]bool{n.advertise: true}
@@ -162,7 +186,7 @@ func (n *Node) askAround(ctx context.Context) (map[string]*pb.HelloResponse, str
 			continue // myself, by another name
 		case err == nil && reply.GetNodeId() == n.cfg.NodeID, status.Code(err) == codes.AlreadyExists:
 			return nil, "", fmt.Errorf("%w: node id %q is in use by a running node at %s: give this one its own id", hastate.ErrAlreadyExists, n.cfg.NodeID, address)
-		case status.Code(err) == codes.FailedPrecondition:
+		case status.Code(err) == codes.FailedPrecondition && slices.Contains(n.cfg.Join, address):
 			return nil, "", err
 		case err != nil:
 			troubles = append(troubles, fmt.Sprintf("%s: %s", address, status.Convert(err).Message()))
@@ -201,6 +225,9 @@ func (n *Node) helloTo(ctx context.Context, address string) (*pb.HelloResponse, 
 
 func (n *Node) dialAddress(address string) (*grpc.ClientConn, error) {
 	opts := n.cfg.dialOptions()
+	if host, _, err := net.SplitHostPort(address); opts == nil && !n.cfg.AllowPlaintext && (err != nil || !loopback(host)) {
+		return nil, fmt.Errorf("%w: %s is not loopback and there is no TLS: give certificates, or allow plaintext explicitly", hastate.ErrInvalid, address)
+	}
 	if opts == nil {
 		opts = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
@@ -236,6 +263,14 @@ func (n *Node) bootstrap(answers map[string]*pb.HelloResponse, trouble string) (
 		for _, other := range ids {
 			if _, knows := a.GetKnown()[other]; !knows && a.GetBootstrapExpect() > 0 {
 				return fmt.Sprintf("node %s does not know node %s yet", id, other), nil
+			}
+		}
+	}
+	for id, a := range answers {
+		for other := range a.GetKnown() {
+			if _, answered := answers[other]; !answered && other != n.cfg.NodeID {
+				// It may begin a cluster with some of the same nodes.
+				return fmt.Sprintf("node %s knows node %s too, which does not answer here%s", id, other, trouble), nil
 			}
 		}
 	}

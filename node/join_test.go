@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -91,5 +92,38 @@ func TestJoinExisting_WhileTheClusterBegins(t *testing.T) {
 	answer = func() (*pb.JoinResponse, error) { return &pb.JoinResponse{ClusterId: "c2"}, nil }
 	if _, err := n.joinExisting(t.Context(), seen); err == nil || !strings.Contains(err.Error(), "c2") {
 		t.Fatalf("another cluster: %v", err)
+	}
+}
+
+// A node that is not of the cluster cannot say where a member is, nor fill the table
+// of addresses.
+func TestHello_OfAStranger(t *testing.T) {
+	n := openNode(t)
+	hello := func(id, address, cluster string) {
+		t.Helper()
+		if _, err := n.Hello(t.Context(), &pb.HelloRequest{NodeId: id, Address: address, ClusterId: cluster, BootId: "b"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	where := func(want string) {
+		t.Helper()
+		if got, _ := n.identity.Address("n3"); got != want {
+			t.Fatalf("n3 is at %q, want %q", got, want)
+		}
+	}
+	hello("n3", "first:1", "") // a cluster that begins
+	where("first:1")
+	if err := n.identity.Pin("c1"); err != nil {
+		t.Fatal(err)
+	}
+	hello("n3", "stranger:1", "")
+	where("first:1")
+	hello("n3", "moved:1", "c1")
+	where("moved:1")
+	for i := range 2 * maxAddresses {
+		hello(fmt.Sprintf("x%d", i), "x:1", "")
+	}
+	if known := n.identity.Addresses(); len(known) != 1 {
+		t.Fatalf("%d addresses are remembered", len(known))
 	}
 }

@@ -28,6 +28,7 @@ var (
 	descCommit   = prometheus.NewDesc("hastate_raft_commit_index", "Commit index.", nil, nil)
 	descApplied  = prometheus.NewDesc("hastate_applied_index", "Log index applied to the state.", nil, nil)
 	descFlushed  = prometheus.NewDesc("hastate_flushed_index", "Log index that is durable in the state file.", nil, nil)
+	descFirst    = prometheus.NewDesc("hastate_log_first_index", "Oldest log entry that is kept.", nil, nil)
 	descRevision = prometheus.NewDesc("hastate_revision", "Revision of the state.", nil, nil)
 	descStalled  = prometheus.NewDesc("hastate_log_stalled_seconds", "How long the running write to the log has taken.", nil, nil)
 	descPrimary  = prometheus.NewDesc("hastate_primary", "1 if the instance beside this node is the primary of the group.", []string{"group"}, nil)
@@ -39,7 +40,7 @@ var (
 
 // Describe lists the figures.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descApplied, descFlushed, descRevision, descStalled, descPrimary, descEpoch, descVacant, descMoves, descReady} {
+	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descApplied, descFlushed, descFirst, descRevision, descStalled, descPrimary, descEpoch, descVacant, descMoves, descReady} {
 		ch <- d
 	}
 }
@@ -57,6 +58,9 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descCommit, float64(n.raft.CommitIndex()))
 	gauge(descApplied, float64(applied))
 	gauge(descFlushed, float64(n.machine.Flushed()))
+	if first, err := n.FirstLogIndex(); err == nil {
+		gauge(descFirst, float64(first))
+	}
 	gauge(descRevision, float64(n.machine.Revision()))
 	gauge(descStalled, n.logs.Stalled().Seconds())
 	gauge(descReady, number(ready))

@@ -50,6 +50,8 @@ type Node struct {
 	raft      *raft.Raft
 	// raftReady is closed when raft is set.
 	raftReady chan struct{}
+	// applier is the state machine as raft has it.
+	applier *applier
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState  bool
 	admission admission
@@ -175,6 +177,9 @@ func (n *Node) Machine() *fsm.Machine { return n.machine }
 // Raft is the consensus engine, for tests and metrics.
 func (n *Node) Raft() *raft.Raft { return n.raft }
 
+// FirstLogIndex is the oldest log entry that is kept, 0 if there is none.
+func (n *Node) FirstLogIndex() (uint64, error) { return n.logs.FirstIndex() }
+
 // Holder is the lease holder of a group's instance beside this node.
 func (n *Node) Holder(group string) (*holder.Holder, bool) {
 	h, ok := n.holders[group]
@@ -266,6 +271,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	var stalled *StalledError
 	if errors.As(cause, &stalled) {
+		n.fence(context.WithoutCancel(ctx))
 		return cause // what hangs cannot be waited for
 	}
 	cancel(cause)
@@ -286,22 +292,26 @@ func ignoreCanceled(err, cause error) error {
 func (n *Node) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	var g errgroup.Group
-	for group, h := range n.holders {
-		g.Go(func() error {
-			if err := h.Handoff(ctx, handoffDrain); err != nil {
-				n.log.Warn("hand over primaryship", "group", group, "err", err)
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // the functions return nil: each has logged its own error
+	n.handOff(ctx, handoffDrain)
 	if n.raft.State() != raft.Leader {
 		return
 	}
 	if _, err := n.members.Transfer(ctx, ""); err != nil {
 		n.log.Warn("hand over leadership", "err", err)
 	}
+}
+
+// handOff gives up primaryship of all groups side by side.
+func (n *Node) handOff(ctx context.Context, drain time.Duration) {
+	var g sync.WaitGroup
+	for group, h := range n.holders {
+		g.Go(func() {
+			if err := h.Handoff(ctx, drain); err != nil {
+				n.log.Warn("hand over primaryship", "group", group, "err", err)
+			}
+		})
+	}
+	g.Wait()
 }
 
 const (

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -15,6 +17,7 @@ import (
 	"github.com/hastate/hastate/fsm"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/api"
+	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/internal/holder"
 	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/internal/member"
@@ -72,6 +75,7 @@ func (n *Node) openRaft() error {
 	}); err != nil {
 		return err
 	}
+	n.applier = &applier{Machine: n.machine, snapshots: n.snapshots, clock: n.cfg.Clock}
 	if n.hadState, err = raft.HasExistingState(n.logs, n.logs, n.snapshots); err != nil {
 		return fmt.Errorf("look for earlier state: %w", err)
 	}
@@ -100,6 +104,9 @@ func (n *Node) raftConfig() *raft.Config {
 	return c
 }
 
+// maxStreams bounds the calls under way on one client connection.
+const maxStreams = 4096
+
 // maxAppendEntries bounds one AppendEntries; the transport bounds its bytes.
 const maxAppendEntries = 256
 
@@ -122,6 +129,7 @@ func (n *Node) openServices() error {
 		return err
 	}
 	opts := append(transport.ServerOptions(),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(n.admitUnary, n.transport.UnaryServerInterceptor(), n.services.UnaryInterceptor()),
 		grpc.ChainStreamInterceptor(n.admitStream, n.transport.StreamServerInterceptor(), n.services.StreamInterceptor()))
 	if n.cfg.ServerTLS != nil {
@@ -164,15 +172,34 @@ func (n *Node) openProposals() error {
 	return err
 }
 
-// machine is the state machine as raft gets it: a snapshot that it has taken over
-// is not kept as a file any longer.
-type machine struct {
+// applier is the state machine as raft has it: one whose running call shows, for
+// the watchdog, and that keeps no file of a snapshot that it has taken over.
+type applier struct {
 	*fsm.Machine
 	snapshots *snapshot.Store
+	clock     clock.Clock
+	// since is when the running ApplyBatch began, 0 if none runs.
+	since atomic.Int64
+}
+
+// ApplyBatch applies log entries.
+func (m *applier) ApplyBatch(logs []*raft.Log) []any {
+	m.since.Store(int64(m.clock.Now()))
+	defer m.since.Store(0)
+	return m.Machine.ApplyBatch(logs)
+}
+
+// stalled is how long the running ApplyBatch has taken, 0 if none runs.
+func (m *applier) stalled(now clock.Instant) time.Duration {
+	since := clock.Instant(m.since.Load())
+	if since == 0 {
+		return 0
+	}
+	return now.Sub(since)
 }
 
 // Restore takes over a snapshot.
-func (m *machine) Restore(rc io.ReadCloser) error {
+func (m *applier) Restore(rc io.ReadCloser) error {
 	if err := m.Machine.Restore(rc); err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func (s stable) SetUint64(key []byte, value uint64) error {
 
 // startRaft starts raft over the transport.
 func (n *Node) startRaft() (err error) {
-	n.raft, err = raft.NewRaft(n.raftConfig(), &machine{n.machine, n.snapshots}, n.logs, stable{n.logs, n}, n.snapshots, n.transport)
+	n.raft, err = raft.NewRaft(n.raftConfig(), n.applier, n.logs, stable{n.logs, n}, n.snapshots, n.transport)
 	if err == nil {
 		close(n.raftReady)
 	}

@@ -28,7 +28,7 @@ func (n *Node) serving() bool {
 	if n.cfg.Faults.WatchdogOff {
 		return true
 	}
-	return n.logs.Stalled() < n.cfg.Profile.Heartbeat
+	return n.logs.Stalled() < n.cfg.Profile.Heartbeat && n.applier.stalled(n.cfg.Clock.Now()) < n.cfg.Profile.Stall
 }
 
 // watchdog returns a *StalledError when a log write, or the state machine, makes
@@ -41,9 +41,7 @@ func (n *Node) watchdog(ctx context.Context) error {
 	tick := time.NewTicker(n.cfg.Profile.Stall / 10)
 	defer tick.Stop()
 	var (
-		applied   uint64
-		appliedAt = n.cfg.Clock.Now()
-		stalled   bool
+		logStalled, applyStalled bool
 	)
 	for {
 		select {
@@ -51,31 +49,38 @@ func (n *Node) watchdog(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		d := n.logs.Stalled()
-		if d > n.cfg.Profile.Stall && stalled {
-			return &StalledError{What: "a write to the log", For: d}
-		}
 		// Seen once it may be this process that stood still (SIGSTOP, suspend):
-		// the write then ends at once.
-		stalled = d > n.cfg.Profile.Stall
+		// what was running then ends at once.
+		if d := n.logs.Stalled(); d <= n.cfg.Profile.Stall {
+			logStalled = false
+		} else if logStalled {
+			return &StalledError{What: "a write to the log", For: d}
+		} else {
+			logStalled = true
+		}
+		if d := n.applier.stalled(n.cfg.Clock.Now()); d <= n.applyStall() {
+			applyStalled = false
+		} else if applyStalled {
+			return &StalledError{What: "the state machine", For: d}
+		} else {
+			applyStalled = true
+		}
 		if d := n.batcher.TransferStuck(); d > max(n.cfg.Profile.Stall, 2*n.cfg.Profile.Heartbeat) {
 			// raft#696: it would refuse every write for as long as it leads.
 			return &StalledError{What: "a leadership transfer that raft does not end", For: d}
 		}
-		now := n.cfg.Clock.Now()
-		index, _ := n.machine.Applied()
-		if index != applied || n.raft.Stats()["fsm_pending"] == "0" {
-			applied, appliedAt = index, now
-			continue
-		}
-		if d := now.Sub(appliedAt); d > n.applyStall() {
-			return &StalledError{What: "the state machine", For: d}
-		}
 	}
 }
 
-// applyStall is longer than the log's: a snapshot install, during which nothing
-// is applied, may take seconds.
-func (n *Node) applyStall() time.Duration {
-	return max(10*n.cfg.Profile.Stall, 30*time.Second)
+// applyStall is longer than the log's: entries may wait for the flush of a large
+// state. The restore of a snapshot is not counted.
+func (n *Node) applyStall() time.Duration { return 2 * n.cfg.Profile.Stall }
+
+// fence gives up what this node holds before its process ends with something that
+// hangs: the model server beside it would serve on. It is bounded; what cannot be
+// demoted by then is left to the lease.
+func (n *Node) fence(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.Profile.FenceMargin+time.Second)
+	defer cancel()
+	n.handOff(ctx, 0)
 }

@@ -121,7 +121,7 @@ func (c *Cluster) newMember(id, folder, listen string) *Member {
 		m.Instance = newInstance(c.tb)
 		m.config.Instances = []node.InstanceConfig{{
 			Group: hastate.DefaultGroup, Address: m.Instance.Address(),
-			Attach: instance.Config{Kind: "grpc", Target: m.Instance.Address(), Interval: 100 * time.Millisecond, Timeout: 2 * time.Second},
+			Attach: instance.Config{Kind: "grpc", Target: m.Instance.Address(), Interval: 400 * time.Millisecond, Timeout: 2 * time.Second},
 		}}
 	}
 	if c.options.Configure != nil {

@@ -212,7 +212,7 @@ func (in *Instance) Promote(ctx context.Context, req *pb.PromoteRequest) (*pb.Pr
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if req.GetEpoch() < in.epoch {
+	if req.GetEpoch() < in.epoch || req.GetEpoch() == in.epoch && in.role == pb.Role_ROLE_STANDBY {
 		return nil, hastate.ToStatus(&hastate.FencedError{Group: req.GetGroup(), Epoch: req.GetEpoch(), NewestEpoch: in.epoch})
 	}
 	if in.refuse != nil {

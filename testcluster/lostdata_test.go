@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
@@ -39,6 +41,9 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 				stats := victim.Node().Raft().Stats()
 				if at := stats["last_snapshot_index"]; at == "0" || at == "" {
 					return fmt.Errorf("no snapshot of %s yet: %v", victim.ID, stats)
+				}
+				if first, err := victim.Node().FirstLogIndex(); err != nil || first < 2 {
+					return fmt.Errorf("the log of %s begins with %d: %w", victim.ID, first, err)
 				}
 				if a, b := victim.Node().Machine().Revision(), leader.Node().Machine().Revision(); a < b {
 					return fmt.Errorf("%s is at revision %d of %d", victim.ID, a, b)
@@ -82,4 +87,73 @@ func TestTermCannotBeSaved(t *testing.T) {
 	broken.Stop()
 	broken.Start()
 	c.WaitLeader()
+}
+
+// A voter that has lost its disk must not help to elect a leader that lacks an
+// acknowledged write: of the two that had confirmed it, it was one.
+func TestLostData_TheWholeDisk(t *testing.T) {
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	behind := c.Others(leader)[0]
+	lost := c.Others(leader, behind)[0]
+	// Both are known to have had data.
+	wait.Until(t, Patience, func() error {
+		if n := len(leader.Node().Machine().Members()); n < 3 {
+			return fmt.Errorf("%d members are recorded", n)
+		}
+		return nil
+	})
+	c.Network.Isolate(raft.ServerID(behind.ID))
+	if _, err := c.Client().Sessions(hastate.DefaultGroup).Put(within(t), &pb.PutRequest{Session: &pb.Session{Id: "s"}}); err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := leader.Node().Machine().Revision()
+	if r := behind.Node().Machine().Revision(); r >= acknowledged {
+		t.Fatalf("%s was cut off and is at revision %d of %d", behind.ID, r, acknowledged)
+	}
+	leader.Crash()
+	lost.Crash()
+	if err := os.RemoveAll(lost.Config().DataDir); err != nil {
+		t.Fatal(err)
+	}
+	c.Network.Heal()
+	lost.Start()
+	// Long enough for several elections, were there a vote to be had.
+	for range 4 {
+		timer := time.NewTimer(Calm.Heartbeat)
+		<-timer.C
+		if behind.Node().Raft().State() == raft.Leader {
+			t.Fatalf("%s leads with the vote of %s, which has lost its disk; it has revision %d, a write of %d was acknowledged", behind.ID, lost.ID, behind.Node().Machine().Revision(), acknowledged)
+		}
+	}
+	leader.Start()
+	c.WaitLeader(leader, behind)
+	wait.Until(t, Patience, func() error {
+		if r := behind.Node().Machine().Revision(); r < acknowledged {
+			return fmt.Errorf("revision %d of %d", r, acknowledged)
+		}
+		return nil
+	})
+	// It says what to do, and once that is done it is a member again.
+	if err := lost.Wait(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "member remove") {
+		t.Fatalf("%s ended with: %v", lost.ID, err)
+	}
+	lost.Crash()
+	cluster := pb.NewClusterServiceClient(dial(t, c.WaitLeader(leader, behind)))
+	if _, err := cluster.RemoveMember(within(t), &pb.RemoveMemberRequest{NodeId: lost.ID, Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(lost.Config().DataDir); err != nil {
+		t.Fatal(err)
+	}
+	lost.Start()
+	wait.Until(t, Patience, func() error {
+		configuration, _ := leader.Node().Machine().Configuration()
+		for _, s := range configuration.Servers {
+			if s.ID == raft.ServerID(lost.ID) && s.Suffrage == raft.Voter {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is not a voter again: %v", lost.ID, configuration)
+	})
 }

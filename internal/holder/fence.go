@@ -107,7 +107,8 @@ func (m *machine) tickFencing(now clock.Instant) {
 }
 
 // promoteReturned goes on when the last Promote call under the epoch is out of
-// the way.
+// the way. That the process was seen to be gone is not enough then: the call may
+// have reached the one that came after it.
 func (m *machine) promoteReturned(now clock.Instant) {
 	// A Demote that was sent before Promote returned proves nothing.
 	if f := &m.fence; !f.demoting || !f.clean {

@@ -103,6 +103,15 @@ func TestMachinePromotion(t *testing.T) {
 			t.Fatalf("got %q", got)
 		}
 	})
+	t.Run("the process that was told again may be another one", func(t *testing.T) {
+		s := start(t)
+		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
+		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve, touch")
+		s.expect(25*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Gone: true}}, "STANDBY 2000, cancel")
+		// It was, and it serves.
+		s.expect(30*ms, evPromoted{epoch: 2000, touch: true}, "demote 2000 ABORT")
+		s.expect(40*ms, evDemoted{epoch: 2000, call: s.m.fence.call}, "release 2000")
+	})
 	t.Run("it refuses the epoch", func(t *testing.T) {
 		s := start(t)
 		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})

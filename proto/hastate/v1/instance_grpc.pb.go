@@ -38,7 +38,8 @@ const (
 // called if GetInfo declares the capability. Rules for all calls that carry an
 // epoch: an epoch lower than one seen before is refused with
 // FAILED_PRECONDITION and a Fenced detail, the same epoch again is an
-// idempotent success. Every call has a deadline; a call that timed out has an
+// idempotent success, but for Promote after Demote of that epoch, which is refused
+// like a lower one. Every call has a deadline; a call that timed out has an
 // unknown outcome and is followed by a look at WatchStatus.
 type InstanceServiceClient interface {
 	// GetInfo says what the server is and what it can do.
@@ -154,7 +155,8 @@ type InstanceService_DrainClient = grpc.ServerStreamingClient[DrainResponse]
 // called if GetInfo declares the capability. Rules for all calls that carry an
 // epoch: an epoch lower than one seen before is refused with
 // FAILED_PRECONDITION and a Fenced detail, the same epoch again is an
-// idempotent success. Every call has a deadline; a call that timed out has an
+// idempotent success, but for Promote after Demote of that epoch, which is refused
+// like a lower one. Every call has a deadline; a call that timed out has an
 // unknown outcome and is followed by a look at WatchStatus.
 type InstanceServiceServer interface {
 	// GetInfo says what the server is and what it can do.
