@@ -81,9 +81,6 @@ func (c *Coordinator) replacement(ctx context.Context, g *pb.Group, req *pb.Fail
 	case holder == req.GetTo():
 		return ch, fmt.Errorf("%w: %s is the primary of group %q already: name another node", hastate.ErrPrecondition, holder, name)
 	}
-	if err := c.checkTarget(name, req.GetTo()); err != nil {
-		return ch, err
-	}
 	ranked, refusals := c.rank(g, c.canvass(ctx, name), ch)
 	if !req.GetForce() {
 		ranked = slices.DeleteFunc(ranked, func(cand election.Candidate) bool {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -113,14 +112,6 @@ func (c *Coordinator) begin(group, what string, fn func(context.Context, *order)
 		c.wake()
 	})
 	return o, nil
-}
-
-// checkTarget refuses a node without an instance in the group.
-func (c *Coordinator) checkTarget(group, to string) error {
-	if to == "" || slices.ContainsFunc(c.cfg.State.Instances(group), func(i *pb.Instance) bool { return i.GetNodeId() == to }) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s has no instance in group %s, nothing was changed", hastate.ErrPrecondition, to, group)
 }
 
 // kindWord is a kind of transition for the log.

@@ -39,9 +39,6 @@ func (c *Coordinator) switchover(ctx context.Context, o *order, g *pb.Group, req
 	case req.GetTo() == from:
 		return nil, fmt.Errorf("%w: %s is the primary of group %q already", hastate.ErrPrecondition, from, name)
 	}
-	if err := c.checkTarget(name, req.GetTo()); err != nil {
-		return nil, err
-	}
 	ranked, err := c.warm(ctx, g, req.GetTo())
 	if err != nil {
 		return nil, err
