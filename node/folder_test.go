@@ -68,7 +68,7 @@ func TestFolder_BelongsToOneNode(t *testing.T) {
 		"empty":        {"", "is damaged"},
 		"cut off":      {string(good[:len(good)/2]), "is damaged"},
 		"not JSON":     {"\x00\x01", "is damaged"},
-		"newer format": {strings.Replace(string(good), `"format": 1`, `"format": 99`, 1), "format 99, this program knows up to 1"},
+		"newer format": {strings.Replace(string(good), `"format": 1`, `"format": 99`, 1), "this program knows up to 1: run a newer hanode"},
 	} {
 		if err := os.WriteFile(path, []byte(test.content), 0o600); err != nil {
 			t.Fatal(err)

@@ -98,7 +98,7 @@ func TestHTTP_Probes(t *testing.T) {
 	// The instance fails: neither primary nor standby, with the reason.
 	m.Instance.SetState(pb.InstanceState_INSTANCE_STATE_FAILED)
 	probe(t, m, "/primary", false, "it is not the primary")
-	probe(t, m, "/standby", false, "FAILED")
+	probe(t, m, "/standby", false, "failed")
 	probe(t, m, "/readyz", true, "ready")
 	if code, metrics := get(t, m, "/metrics"); code != http.StatusOK || !strings.Contains(metrics, "\n"+`hastate_primary{group="default"} 0`+"\n") {
 		t.Error("the metrics show a failed instance as primary")
