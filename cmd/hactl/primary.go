@@ -47,6 +47,9 @@ func (a *app) primary(cmd *cobra.Command, group string, local bool) error {
 		t.row(p.GetGroup(), enum("GROUP_PHASE_", p.GetPhase()), p.GetNodeId(), p.GetAddress(), p.GetEpoch(), modelText(p.GetModel()))
 	})
 	if err == nil && (p.GetNodeId() == "" || p.GetPhase() != pb.GroupPhase_GROUP_PHASE_SERVING) {
+		if p.GetPhase() == pb.GroupPhase_GROUP_PHASE_SERVING {
+			return fmt.Errorf("group %q: %w: its lease has run out as far as the node asked knows", group, client.ErrNoPrimary)
+		}
 		return fmt.Errorf("group %q: %w: it is %s", group, client.ErrNoPrimary, enum("GROUP_PHASE_", p.GetPhase()))
 	}
 	return err
