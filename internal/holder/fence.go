@@ -16,6 +16,7 @@ import (
 // is told first. release: the epoch is then released in the log.
 func (m *machine) abort(now clock.Instant, reason string, release bool) {
 	h, f := &m.hold, &m.fence
+	drained := m.phase == phaseDraining && reason == f.reason
 	m.lease = m.lease.Ended()
 	m.over = max(m.over, m.lease.Epoch())
 	m.setRole(RoleStandby)
@@ -26,7 +27,11 @@ func (m *machine) abort(now clock.Instant, reason string, release bool) {
 		f.reason = reason
 	}
 	m.ended = f.reason
-	m.warnf("epoch %d ends: %s", m.lease.Epoch(), f.reason)
+	if drained {
+		m.logf("epoch %d ends: %s", m.lease.Epoch(), f.reason)
+	} else {
+		m.warnf("epoch %d ends: %s", m.lease.Epoch(), f.reason)
+	}
 	if !h.touched || m.gone(now) {
 		m.silenced(now)
 		return
@@ -71,8 +76,16 @@ func (m *machine) drain(now clock.Instant, limit time.Duration, reason string) {
 }
 
 func (m *machine) tickDraining(now clock.Instant) {
-	if f := &m.fence; now >= f.demoteAt && !f.demoting {
+	f := &m.fence
+	if now >= f.demoteAt && !f.demoting {
 		m.demote(pb.DemoteMode_DEMOTE_MODE_DRAIN, f.drain, f.drain+m.hold.margin)
+	}
+	if f.demoting && now >= m.hold.touchAt && !m.hold.promoting {
+		// An instance that counts the lease itself would cut off its work at the end
+		// of what it has counted. A Demote that such a repetition may have overtaken
+		// proves nothing: another one follows it.
+		f.clean = false
+		m.tickTouch(now)
 	}
 }
 

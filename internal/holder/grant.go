@@ -194,6 +194,7 @@ func (e evPromoted) apply(m *machine, now clock.Instant) {
 		if !m.fence.demoting {
 			m.fence.demoteAt = now
 		}
+		// A refusal says that Demote is done, and its answer says so too.
 	case phaseFencing:
 		m.promoteReturned(now)
 	case phaseFenced:
@@ -244,6 +245,15 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 func (m *machine) beginTouch(now clock.Instant) {
 	if m.phase == phaseServing && m.hold.touchAt == never && m.info.Has(pb.Capability_CAPABILITY_LEASE) {
 		m.hold.touchAt, m.hold.countsUntil = now, m.lease.FenceAt(m.hold.margin)
+	}
+}
+
+// tickTouch repeats Promote when that is due.
+func (m *machine) tickTouch(now clock.Instant) {
+	h := &m.hold
+	if now >= h.touchAt && !h.promoting {
+		h.promoting, h.touchAt = true, now.Add(h.renew)
+		m.do(actPromote{lease: m.lease, margin: h.margin, model: h.asked, timeout: h.call, touch: true})
 	}
 }
 

@@ -249,10 +249,7 @@ func (m *machine) tickHeld(now clock.Instant) {
 			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: cutModel(h.promoted),
 		}})
 	}
-	if now >= h.touchAt && !h.promoting {
-		h.promoting, h.touchAt = true, now.Add(h.renew)
-		m.do(actPromote{lease: m.lease, margin: h.margin, model: h.asked, timeout: h.call, touch: true})
-	}
+	m.tickTouch(now)
 }
 
 // wake is when step wants to be called again, at the latest.
@@ -271,6 +268,9 @@ func (m *machine) wake() clock.Instant {
 		}
 		if m.phase == phaseDraining && !f.demoting {
 			at = min(at, f.demoteAt)
+		}
+		if m.phase == phaseDraining && f.demoting && !h.promoting {
+			at = min(at, h.touchAt)
 		}
 		if m.phase == phaseServing {
 			at = min(at, h.countsUntil, m.loadingEnd())

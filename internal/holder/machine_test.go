@@ -315,6 +315,20 @@ func TestMachineFence(t *testing.T) {
 			s.expect(270*ms, evPromoted{epoch: 5, touch: true}, "demote 5 ABORT")
 			s.expect(280*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "fenced=true")
 		}},
+		{"an instance that counts the lease is told of it while it drains", func(s *script) {
+			s.expect(90*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}}, "touch")
+			s.expect(95*ms, evPromoted{epoch: 5, touch: true}, "")
+			s.expect(100*ms, ask(1, 5, 5000), "DRAINING 5, demote 5 DRAIN")
+			s.expect(210*ms, evTimer{}, "renew")
+			if w := s.m.wake(); w > at(290*ms) {
+				s.t.Fatalf("it wakes at %v", w)
+			}
+			s.expect(290*ms, evTimer{}, "touch")
+			s.expect(300*ms, evPromoted{epoch: 5, touch: true}, "")
+			// The repeated Promote may have come after the Demote: once more.
+			s.expect(350*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "STANDBY 5, demote 5 ABORT")
+			s.expect(360*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "fenced=true")
+		}},
 		{"another epoch", func(s *script) {
 			s.expect(100*ms, ask(1, 4, 0), "fenced=false")
 			s.expect(100*ms, ask(1, 6, 0), "fenced=false")

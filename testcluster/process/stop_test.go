@@ -37,7 +37,7 @@ func stopped(t *testing.T, h *host) {
 // next primary begins after it.
 func stopWhileServing(t *testing.T, c *cluster) {
 	h, epoch := c.serves()
-	const tokens = 400
+	const tokens = 3000
 	answer := c.ask(h, tokens)
 	begun := time.Now()
 	send(t, h.node, syscall.SIGTERM)
