@@ -39,7 +39,7 @@ var faults = map[string]fault{
 	"kill-host":   {prepare: nothing, inject: killHost, moves: true},
 	"hang-model":  {prepare: nothing, inject: hangModel, moves: true},
 	"kill-leader": {prepare: leaderElsewhere, inject: killLeader},
-	"switchover":  {prepare: nothing, inject: switchover, moves: true},
+	"switchover":  {prepare: shortDrain, inject: switchover, moves: true},
 }
 
 func killModel(ctx context.Context, c *cluster) (string, error) {
@@ -104,6 +104,22 @@ func leaderElsewhere(ctx context.Context, c *cluster) error {
 	}
 	c.say("leadership was moved to %s, away from the primary", to)
 	return c.waitLeaderNot(ctx, primary.id)
+}
+
+// shortDrain lets a switchover cut the stream in the middle: with the default the
+// old primary would be left to finish it.
+func shortDrain(ctx context.Context, c *cluster) error {
+	return c.client.Call(ctx, client.Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+		groups := pb.NewGroupServiceClient(cc)
+		reply, err := groups.GetGroup(ctx, &pb.GetGroupRequest{})
+		if err != nil {
+			return err
+		}
+		policy := reply.GetGroup().GetPolicy()
+		policy.DrainMs = 100
+		_, err = groups.Configure(ctx, &pb.ConfigureRequest{Policy: policy})
+		return err
+	})
 }
 
 func killLeader(ctx context.Context, c *cluster) (string, error) {
