@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -104,28 +105,61 @@ func (c *cluster) waitLeader(ctx context.Context, but int) (int, error) {
 	}
 }
 
-// killOne kills a random node with SIGKILL, waits until the load goes on without
-// it (or, now and then, restarts it at once), and starts it again.
-func (c *cluster) killOne(ctx context.Context, rng *rand.Rand, l *load) (led bool, err error) {
-	i, atOnce := rng.IntN(nodes), rng.IntN(3) == 0
-	if s, err := c.status(ctx, i, false); err == nil {
-		led = s.GetRaftState() == "Leader"
+// round kills one node, or now and then all, and starts it again.
+func (c *cluster) round(ctx context.Context, rng *rand.Rand, l *load, r *report) error {
+	i, atOnce, all := rng.IntN(nodes), rng.IntN(3) == 0, rng.IntN(8) == 0
+	if all {
+		r.AllKills++
+		return c.killAll(ctx, l)
 	}
+	if s, err := c.status(ctx, i, false); err == nil && s.GetRaftState() == "Leader" {
+		r.LeaderKills++
+	}
+	return c.killOne(ctx, i, atOnce, l)
+}
+
+// killOne kills a node with SIGKILL, waits until the load goes on without it (or
+// starts it again at once), and starts it again.
+func (c *cluster) killOne(ctx context.Context, i int, atOnce bool, l *load) error {
 	if err := c.procs[i].Kill(); err != nil {
-		return led, err
+		return err
 	}
 	if !atOnce {
 		if err := l.progress(ctx, 20); err != nil {
-			return led, fmt.Errorf("no progress without n%d: %w\n%s", i+1, err, c.tails())
+			return fmt.Errorf("no progress without n%d: %w\n%s", i+1, err, c.tails())
 		}
 	}
 	if err := c.startNode(i); err != nil {
-		return led, err
+		return err
 	}
 	if err := c.waitCaughtUp(ctx, i); err != nil {
-		return led, err
+		return err
 	}
-	return led, l.progress(ctx, 20)
+	return l.progress(ctx, 20)
+}
+
+// killAll kills all nodes with SIGKILL and starts them again.
+func (c *cluster) killAll(ctx context.Context, l *load) error {
+	for _, p := range c.procs {
+		if err := p.Signal(syscall.SIGKILL); err != nil {
+			return err
+		}
+	}
+	for i, p := range c.procs {
+		<-p.Exited()
+		if err := c.startNode(i); err != nil {
+			return err
+		}
+	}
+	for i := range c.procs {
+		if err := c.waitCaughtUp(ctx, i); err != nil {
+			return err
+		}
+	}
+	if err := l.progress(ctx, 20); err != nil {
+		return fmt.Errorf("no progress after all were killed: %w\n%s", err, c.tails())
+	}
+	return nil
 }
 
 // waitCaughtUp waits until a node follows again: the next kill must not take the
@@ -141,7 +175,7 @@ func (c *cluster) waitCaughtUp(ctx context.Context, i int) error {
 			return nil
 		}
 		if !c.procs[i].Running() {
-			return fmt.Errorf("n%d ended by itself: %w\n%s", i+1, c.procs[i].Err(), c.procs[i].Tail())
+			return fmt.Errorf("n%d ended by itself with exit code %d\n%s", i+1, c.procs[i].ExitCode(), c.procs[i].Tail())
 		}
 		select {
 		case <-ctx.Done():
