@@ -21,14 +21,14 @@ import (
 // groupSettings are the flags of group set. Only those that were given change.
 type groupSettings struct {
 	ttl, calm, drain, promote time.Duration
-	maxFailovers              uint32
+	maxFailovers, valueBytes  uint32
 	maxLag                    uint64
 	zone, model               string
 	clearModel                bool
 }
 
 // policyFlags are those that change the policy.
-var policyFlags = []string{"lease", "calm", "drain", "promote-timeout", "max-failovers", "max-lag", "preferred-zone"}
+var policyFlags = []string{"lease", "calm", "drain", "promote-timeout", "max-failovers", "max-lag", "preferred-zone", "session-value-bytes"}
 
 func (a *app) groupSetCmd() *cobra.Command {
 	var s groupSettings
@@ -48,6 +48,7 @@ What no flag names stays as it is.`,
 	f.DurationVar(&s.drain, "drain", 0, "longest wait for running requests in a switchover")
 	f.DurationVar(&s.promote, "promote-timeout", 0, "longest time for one promotion")
 	f.StringVar(&s.zone, "preferred-zone", "", "zone whose instances are preferred")
+	f.Uint32Var(&s.valueBytes, "session-value-bytes", 0, "largest session value (0: 65536; at most 524288)")
 	f.StringVar(&s.model, "model", "", "model that the primary must have, `NAME:VERSION`, or NAME@ALIAS: the version that the alias has now, pinned; a later change of the alias does not change it")
 	f.BoolVar(&s.clearModel, "clear-model", false, "let any model do")
 	return cmd
@@ -144,6 +145,12 @@ func (s groupSettings) change(flags *pflag.FlagSet, p *pb.GroupPolicy) error {
 			errs = append(errs, usagef("--calm %v is negative", s.calm))
 		}
 		p.CalmMs = uint64(s.calm.Milliseconds())
+	}
+	if flags.Changed("session-value-bytes") {
+		if s.valueBytes > hastate.MaxSessionValueBytes {
+			errs = append(errs, usagef("--session-value-bytes %d is above %d", s.valueBytes, hastate.MaxSessionValueBytes))
+		}
+		p.SessionValueBytes = s.valueBytes
 	}
 	if flags.Changed("max-failovers") {
 		p.MaxFailovers = s.maxFailovers
