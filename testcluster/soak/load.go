@@ -150,8 +150,6 @@ func (l *load) ack() {
 	l.wait = make(chan struct{})
 }
 
-func (l *load) acknowledged() int64 { return l.acked.Load() }
-
 func (l *load) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
