@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,6 +16,10 @@ import (
 	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
+
+// probeAfter: a node that has not answered after this fraction of an attempt is
+// asked whether it knows a leader.
+const probeAfter = 4
 
 // Kind says how a call may be retried.
 type Kind int
@@ -34,7 +39,9 @@ const (
 // connection and may be called more than once.
 //
 // A Once call that broke while it was under way ends with an
-// OutcomeUnknownError.
+// OutcomeUnknownError. It is sent only to a node that knows a leader. A call that
+// ends because no leader was known matches hastate.ErrNoLeader, also when its
+// deadline has passed while a node waited for one.
 func (c *Client) Call(ctx context.Context, kind Kind, fn func(ctx context.Context, cc grpc.ClientConnInterface) error) error {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
@@ -58,7 +65,7 @@ func (c *Client) call(ctx context.Context, kind Kind, fn func(ctx context.Contex
 			return err
 		}
 		if ctx.Err() != nil {
-			return gaveUp(ctx, attempt, last, err)
+			return c.gaveUp(ctx, attempt, last, err)
 		}
 		last = err
 		if c.pool.blame(ep, err) {
@@ -72,18 +79,22 @@ func (c *Client) call(ctx context.Context, kind Kind, fn func(ctx context.Contex
 		}
 		redirects = 0
 		if back.wait(ctx) != nil {
-			return gaveUp(ctx, attempt, last, err)
+			return c.gaveUp(ctx, attempt, last, err)
 		}
 	}
 }
 
 // gaveUp says why a call ended with its context. The last error of an endpoint
-// that was not the end of the context itself explains more.
-func gaveUp(ctx context.Context, attempts int, last, err error) error {
+// that was not the end of the context itself explains more, and a missing leader
+// more than an endpoint that is down.
+func (c *Client) gaveUp(ctx context.Context, attempts int, last, err error) error {
 	if last == nil || !ended(err) {
 		last = err
 	}
 	cause := context.Cause(ctx)
+	if c.leaderless.Load() && passing(last) && !errors.Is(last, hastate.ErrOutcomeUnknown) {
+		return fmt.Errorf("%w (gave up after %d attempts: %w)", &hastate.NotLeaderError{}, attempts, cause)
+	}
 	if ended(last) {
 		return fmt.Errorf("gave up after %d attempts: %w", attempts, cause)
 	}
@@ -103,14 +114,17 @@ func (c *Client) attempt(ctx context.Context, kind Kind, ep *endpoint, fn func(c
 	short, cancel := context.WithTimeout(ctx, c.opts.AttemptTimeout)
 	defer cancel()
 	if kind == Repeatable {
+		stop := c.probeLeader(short, ep)
 		err := hastate.FromStatus(fn(short, ep.conn))
+		stop()
+		c.learnLeader(err)
 		return passing(err), err
 	}
-	if _, err := pb.NewClusterServiceClient(ep.conn).Status(short, &pb.StatusRequest{}); err != nil {
-		err = hastate.FromStatus(err)
+	if err := c.askLeader(short, ep); err != nil {
 		return passing(err), err
 	}
 	err = hastate.FromStatus(fn(ctx, ep.conn))
+	c.learnLeader(err)
 	if notDone(err) {
 		return true, err
 	}
@@ -118,6 +132,51 @@ func (c *Client) attempt(ctx context.Context, kind Kind, ep *endpoint, fn func(c
 		err = &hastate.OutcomeUnknownError{Reason: err.Error()}
 	}
 	return false, err
+}
+
+// askLeader asks a node for its status. NotLeaderError: it answers, but knows no
+// leader.
+func (c *Client) askLeader(ctx context.Context, ep *endpoint) error {
+	resp, err := pb.NewClusterServiceClient(ep.conn).Status(ctx, &pb.StatusRequest{})
+	if err != nil {
+		return hastate.FromStatus(err)
+	}
+	c.leaderless.Store(resp.GetLeaderId() == "")
+	if resp.GetLeaderId() == "" {
+		return &hastate.NotLeaderError{}
+	}
+	return nil
+}
+
+// probeLeader asks a node whether it knows a leader once a call to it takes long:
+// a node that waits for a leader does not answer before the call's time is up.
+func (c *Client) probeLeader(ctx context.Context, ep *endpoint) (stop func()) {
+	delay := c.opts.AttemptTimeout
+	if end, ok := ctx.Deadline(); ok {
+		delay = min(delay, time.Until(end))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	timer := time.AfterFunc(delay/probeAfter, func() {
+		defer close(done)
+		_ = c.askLeader(ctx, ep) // it keeps what it learned
+	})
+	return func() {
+		cancel()
+		if !timer.Stop() {
+			<-done
+		}
+	}
+}
+
+// learnLeader keeps what the end of a call says about the leader.
+func (c *Client) learnLeader(err error) {
+	switch {
+	case errors.Is(err, hastate.ErrNoLeader):
+		c.leaderless.Store(true)
+	case err == nil, errors.Is(err, hastate.ErrNotLeader):
+		c.leaderless.Store(false)
+	}
 }
 
 // notDone tells errors after which the same request can be made again at once:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -80,6 +81,8 @@ type Client struct {
 	identity *identity
 	now      func() time.Duration
 	writer   *writer
+	// leaderless: the last node that said something about it knew no leader.
+	leaderless atomic.Bool
 
 	// ctx ends when the client is closed.
 	ctx    context.Context

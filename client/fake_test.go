@@ -139,6 +139,7 @@ type fakeNode struct {
 
 // bend replaces parts of a node's behaviour; nil keeps it.
 type bend struct {
+	leaderless bool // Status names no leader
 	getPrimary func() (*pb.GetPrimaryResponse, error)
 	openClient func() error
 	// answer replaces the answer to an item. drop: the stream is cut instead.
@@ -222,8 +223,12 @@ func (n *fakeNode) header() *pb.ReplyHeader {
 }
 
 func (n *fakeNode) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
-	n.enter("Status")
-	return &pb.StatusResponse{Header: n.header()}, nil
+	b := n.enter("Status")
+	resp := &pb.StatusResponse{Header: n.header(), LeaderId: "n1"}
+	if b.leaderless {
+		resp.LeaderId = ""
+	}
+	return resp, nil
 }
 
 func (n *fakeNode) GetPrimary(_ context.Context, req *pb.GetPrimaryRequest) (*pb.GetPrimaryResponse, error) {

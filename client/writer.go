@@ -122,11 +122,11 @@ func (w *writer) submit(ctx context.Context, ops []*pb.SessionOp, size int) (*Pe
 
 func (w *writer) admit(ctx context.Context, it *item) error {
 	if err := w.slots.Acquire(ctx, 1); err != nil {
-		return notSent(ctx, w.lastError())
+		return w.c.notSent(ctx, w.lastError())
 	}
 	if err := w.bytes.Acquire(ctx, it.size); err != nil {
 		w.slots.Release(1)
-		return notSent(ctx, w.lastError())
+		return w.c.notSent(ctx, w.lastError())
 	}
 	if err := w.c.startWriter(); err != nil {
 		w.release(it)
@@ -171,8 +171,11 @@ func (w *writer) lastError() error {
 
 // notSent is the error of an operation that was certainly not applied when its
 // context ended.
-func notSent(ctx context.Context, last error) error {
+func (c *Client) notSent(ctx context.Context, last error) error {
 	cause := context.Cause(ctx)
+	if c.leaderless.Load() && !errors.Is(last, hastate.ErrNoLeader) {
+		return fmt.Errorf("not done: %w (%w)", &hastate.NotLeaderError{}, cause)
+	}
 	if last == nil {
 		return fmt.Errorf("not done: %w", cause)
 	}
@@ -203,7 +206,7 @@ func (w *writer) abandon(ctx context.Context, it *item) {
 	if i := slices.Index(w.queue, it); i >= 0 {
 		w.queue = slices.Delete(w.queue, i, i+1)
 	}
-	err := notSent(ctx, w.last)
+	err := w.c.notSent(ctx, w.last)
 	if it.maybe {
 		err = fmt.Errorf("%w: %w", &hastate.OutcomeUnknownError{Reason: "no answer came in time"}, context.Cause(ctx))
 	}

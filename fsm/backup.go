@@ -74,7 +74,7 @@ func (r *rebase) each(t table, prefix string, fn func(key string, rec proto.Mess
 }
 
 func (r *rebase) put(t table, key string, rec proto.Message) error {
-	return putItem(r.tx.Bucket(bucketNames[t]), item{key: key, rec: rec})
+	return putItem(r.tx.Bucket(bucketNames[t]), t, item{key: key, rec: rec})
 }
 
 func (r *rebase) copyLive(t table, prefix string) error {
@@ -106,7 +106,7 @@ func (r *rebase) groups() error {
 		if err := r.endPending(a); err != nil {
 			return err
 		}
-		if err := r.put(tableGroups, a.GetName(), rebased(a, live[a.GetName()], r.meta, ttl)); err != nil {
+		if err := r.put(tableGroups, a.GetName(), rebased(a, live[a.GetName()], r.meta, ttl, r.wall)); err != nil {
 			return err
 		}
 	}
@@ -121,7 +121,7 @@ func (r *rebase) groups() error {
 		if !keep {
 			continue
 		}
-		if err := r.put(tableGroups, name, rebased(live[name], live[name], r.meta, ttl)); err != nil {
+		if err := r.put(tableGroups, name, rebased(live[name], live[name], r.meta, ttl, r.wall)); err != nil {
 			return err
 		}
 		if err := r.copyLive(tableHistory, pairKey(name, "")); err != nil {
@@ -148,8 +148,8 @@ func (r *rebase) inUse(g *pb.Group) (bool, error) {
 // archived are the groups of the backup.
 func (r *rebase) archived() ([]*pb.Group, error) {
 	var out []*pb.Group
-	err := r.tx.Bucket(bucketNames[tableGroups]).ForEach(func(_, v []byte) error {
-		rec, err := decodeRecord(tableGroups, v)
+	err := r.tx.Bucket(bucketNames[tableGroups]).ForEach(func(k, v []byte) error {
+		rec, err := decodeStored(tableGroups, string(k), v)
 		if err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func (r *rebase) endPending(g *pb.Group) error {
 	if b == nil {
 		return nil
 	}
-	rec, err := decodeRecord(tableHistory, b)
+	rec, err := decodeStored(tableHistory, key, b)
 	if err != nil {
 		return err
 	}
@@ -180,12 +180,15 @@ func (r *rebase) endPending(g *pb.Group) error {
 	return r.put(tableHistory, key, t)
 }
 
+// restoredReason is why the leases of before a restore are not renewed.
+const restoredReason = "state restored from a snapshot"
+
 // rebased is a group of the backup with the lease that the live cluster has
 // given. live is nil if the live cluster does not know the group: then the
 // backup's holder may still be running somewhere. Whoever may hold a lease is
 // left in place, but cannot renew it: it is waited out from the restore on, for
 // the longest lease that may be running.
-func rebased(archived, live *pb.Group, at meta, ttl uint32) *pb.Group {
+func rebased(archived, live *pb.Group, at meta, ttl uint32, wall int64) *pb.Group {
 	n := clone(archived)
 	if live != nil {
 		n.Phase, n.Holder, n.LastHolder, n.Nomination = live.GetPhase(), live.GetHolder(), live.GetLastHolder(), live.GetNomination()
@@ -197,7 +200,9 @@ func rebased(archived, live *pb.Group, at meta, ttl uint32) *pb.Group {
 	}
 	n.TtlMs = max(archived.GetTtlMs(), live.GetTtlMs(), ttl)
 	n.LastRenew = at.applied
-	n.Revoked = n.GetPhase() != vacant
+	if n.Revoked = n.GetPhase() != vacant; n.GetRevoked() {
+		n.ReleaseReason, n.ReleasedUnixMs = restoredReason, wall
+	}
 	n.Revision = at.revision
 	return n
 }

@@ -122,14 +122,14 @@ func TestRebasedKeepsEpochsGrowing(t *testing.T) {
 	at := meta{applied: 100, revision: 9}
 	archived := &pb.Group{Name: "g", Phase: vacant, Epoch: 50, TtlMs: 10}
 	live := &pb.Group{Name: "g", Phase: vacant, Epoch: 40, TtlMs: 20}
-	if g := rebased(archived, live, at, 30); g.GetEpoch() != 50 || g.GetTtlMs() != 30 {
+	if g := rebased(archived, live, at, 30, 77); g.GetEpoch() != 50 || g.GetTtlMs() != 30 {
 		t.Errorf("vacant: %v", g)
 	}
 	live.Phase, live.Holder = serving, "n1"
-	if g := rebased(archived, live, at, 30); g.GetEpoch() != 40 || g.GetHolder() != "n1" || !g.GetRevoked() {
+	if g := rebased(archived, live, at, 30, 77); g.GetEpoch() != 40 || g.GetHolder() != "n1" || !g.GetRevoked() || g.GetReleaseReason() != restoredReason || g.GetReleasedUnixMs() != 77 {
 		t.Errorf("held: %v", g)
 	}
-	if g := rebased(archived, nil, at, 5); g.GetEpoch() != 50 || g.GetTtlMs() != 10 || g.GetLastRenew() != 100 || g.GetRevision() != 9 {
+	if g := rebased(archived, nil, at, 5, 77); g.GetEpoch() != 50 || g.GetTtlMs() != 10 || g.GetLastRenew() != 100 || g.GetRevision() != 9 {
 		t.Errorf("not live: %v", g)
 	}
 }

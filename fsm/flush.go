@@ -142,7 +142,7 @@ func (b *batch) putAll(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketNames[t])
 		var err error
 		tree.Ascend(func(it item) bool {
-			err = putItem(bucket, it)
+			err = putItem(bucket, table(t), it)
 			return err == nil
 		})
 		if err != nil {
@@ -155,7 +155,7 @@ func (b *batch) putAll(tx *bolt.Tx) error {
 		if rec == nil {
 			err = bucket.Delete(clientKey(n))
 		} else {
-			err = bucket.Put(clientKey(n), rec)
+			err = bucket.Put(clientKey(n), sealed(tableClients, string(clientKey(n)), rec))
 		}
 		if err != nil {
 			return fmt.Errorf("write client %d: %w", n, err)
@@ -164,7 +164,7 @@ func (b *batch) putAll(tx *bolt.Tx) error {
 	return tx.Bucket(bucketMeta).Put(keyMeta, b.meta.encode())
 }
 
-func putItem(bucket *bolt.Bucket, it item) error {
+func putItem(bucket *bolt.Bucket, t table, it item) error {
 	if it.rec == nil {
 		return bucket.Delete([]byte(it.key))
 	}
@@ -172,5 +172,5 @@ func putItem(bucket *bolt.Bucket, it item) error {
 	if err != nil {
 		return err
 	}
-	return bucket.Put([]byte(it.key), v)
+	return bucket.Put([]byte(it.key), sealed(t, it.key, v))
 }

@@ -56,6 +56,10 @@ func (s *state) configureGroup(e env, c *pb.ConfigureGroup) *pb.Result {
 	}
 	if c.GetPolicy() != nil {
 		n.Policy = withDefaults(clone(c.GetPolicy()))
+		if cur == nil && n.GetPolicy().GetMaxFailovers() == 0 {
+			// Who makes a group and says nothing of it does not mean: off.
+			n.Policy.MaxFailovers = defaultMaxFailovers
+		}
 	}
 	switch {
 	case desired != nil:

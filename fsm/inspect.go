@@ -10,8 +10,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// inspect reads all keys of a state file, checks their order, counts the
-// records and loads what a Machine keeps in memory.
+// inspect reads a whole state file, checks the order of the keys and every
+// checksum, counts the records and loads what a Machine keeps in memory.
 func inspect(tx *bolt.Tx) (contents, error) {
 	c := contents{counts: counts{sessions: map[string]int{}}, clients: map[uint64]*writer{}}
 	b := tx.Bucket(bucketMeta)
@@ -23,7 +23,10 @@ func inspect(tx *bolt.Tx) (contents, error) {
 		return c, err
 	}
 	for t, name := range bucketNames {
-		err := eachKey(tx, name, func(k, _ []byte) error {
+		err := eachKey(tx, name, func(k, v []byte) error {
+			if _, err := unsealed(table(t), string(k), v); err != nil {
+				return err
+			}
 			c.counts.add(table(t), string(k), 1)
 			return nil
 		})
@@ -32,6 +35,10 @@ func inspect(tx *bolt.Tx) (contents, error) {
 		}
 	}
 	err = eachKey(tx, bucketClients, func(k, v []byte) error {
+		v, err := unsealed(tableClients, string(k), v)
+		if err != nil {
+			return err
+		}
 		w, err := decodeWriter(v)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)

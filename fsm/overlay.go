@@ -80,7 +80,7 @@ func (v *view) get(t table, key string) (proto.Message, error) {
 	if b == nil {
 		return nil, nil
 	}
-	return decodeRecord(t, b)
+	return decodeStored(t, key, b)
 }
 
 // ascend calls fn for the records of a table from a key on, in order of key,
@@ -173,4 +173,4 @@ func (s *fileSource) next() { s.set(s.cursor.Next()) }
 
 func (s *fileSource) deleted() bool { return false }
 
-func (s *fileSource) load() (proto.Message, error) { return decodeRecord(s.t, s.value) }
+func (s *fileSource) load() (proto.Message, error) { return decodeStored(s.t, s.key, s.value) }

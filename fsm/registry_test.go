@@ -172,3 +172,29 @@ func TestRecordsAreNotChanged(t *testing.T) {
 func TestInterfaces(t *testing.T) {
 	var _ raft.FSM = newMachine(t)
 }
+
+func TestConfigure_NewGroup(t *testing.T) {
+	m := newMachine(t)
+	must(t, m, configure("g", &pb.GroupPolicy{MaxLag: 7}))
+	if p := groupOf(t, m, "g").GetPolicy(); p.GetMaxLag() != 7 || p.GetMaxFailovers() != defaultMaxFailovers || p.GetCalmMs() != defaultCalmMillis ||
+		p.GetDrainMs() != defaultDrainMillis || p.GetPromoteTimeoutMs() != defaultPromoteMillis {
+		t.Errorf("policy of a new group: %v", p)
+	}
+	must(t, m, configure("g", &pb.GroupPolicy{}))
+	if p := groupOf(t, m, "g").GetPolicy(); p.GetMaxFailovers() != 0 {
+		t.Errorf("the rule cannot be turned off: %v", p)
+	}
+}
+
+func TestGroupNames(t *testing.T) {
+	for _, name := range []string{"a", "A-1_b.c", "default"} {
+		if bad := checkGroup(name); bad != nil {
+			t.Errorf("%q: %v", name, bad)
+		}
+	}
+	for _, name := range []string{"", "a b", "a/b", "gr\u00fcn", "a\x00", "a:b"} {
+		if checkGroup(name) == nil {
+			t.Errorf("%q is accepted", name)
+		}
+	}
+}

@@ -69,7 +69,20 @@ func checkText(field, v string, maximum int) *pb.Result {
 	return nil
 }
 
-func checkGroup(name string) *pb.Result { return checkName("group", name, hastate.MaxNameBytes) }
+// checkGroup refuses names that are hard to write in a URL, a metric or a shell.
+func checkGroup(name string) *pb.Result {
+	if bad := checkName("group", name, hastate.MaxNameBytes); bad != nil {
+		return bad
+	}
+	for _, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			return invalid("group %q: a name has only letters, digits, '-', '_' and '.'", name)
+		}
+	}
+	return nil
+}
 
 func checkNode(name string) *pb.Result { return checkName("node id", name, hastate.MaxNameBytes) }
 

@@ -105,13 +105,10 @@ func (n *Node) finishRestore() error {
 
 // Problems is what is wrong with this node, one line each.
 func (n *Node) Problems() []string {
-	n.mu.Lock()
-	lines := make([]string, 0, len(n.problems))
-	for _, text := range n.problems {
-		lines = append(lines, text)
+	var lines []string
+	if why := n.problemOfJoin(); why != "" {
+		lines = append(lines, why)
 	}
-	n.mu.Unlock()
-	slices.Sort(lines)
 	if ok, why := n.Ready(); !ok && !slices.Contains(lines, why) {
 		lines = append(lines, why)
 	}

@@ -67,6 +67,8 @@ type Faults struct {
 	Log     logstore.Fault
 	// WatchdogOff disables the stall watchdog.
 	WatchdogOff bool
+	// Wall is the wall clock for stamps that people read; nil: time.Now.
+	Wall func() time.Time
 }
 
 // InstanceConfig is one model server beside the node.

@@ -5,6 +5,7 @@ package node
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -78,7 +79,10 @@ func (n *Node) probeRole(w http.ResponseWriter, r *http.Request, primary bool) {
 	}
 	s := h.Status()
 	_, serves := h.Primary()
-	p.Role, p.Epoch = s.Role.Kind.String(), s.Epoch
+	p.Role = s.Role.Kind.String()
+	if serves {
+		p.Epoch = s.Epoch
+	}
 	ready := s.Status.State == pb.InstanceState_INSTANCE_STATE_READY
 	switch {
 	case serves:
@@ -87,14 +91,26 @@ func (n *Node) probeRole(w http.ResponseWriter, r *http.Request, primary bool) {
 		p.Reason = "the model server has not answered yet"
 	case primary:
 		p.Reason = "it is not the primary (" + s.Phase + ")"
+	case n.knowsNoLeader():
+		p.Reason = "no leader is known: this node could not be told to take over"
 	case s.Stopping:
 		p.Reason = "the node is stopping"
 	case !ready:
-		p.Reason = "the model server is " + s.Status.State.String() + ": " + s.Status.Reason
+		p.Reason = "the model server is " + stateWord(s.Status.State) + ": " + s.Status.Reason
 	default:
 		p.OK, p.Reason = true, "it is a ready standby"
 	}
 	writeProbe(w, p)
+}
+
+func (n *Node) knowsNoLeader() bool {
+	_, leader := n.Leader()
+	return leader == ""
+}
+
+// stateWord is an instance's state as people write it.
+func stateWord(s pb.InstanceState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "INSTANCE_STATE_"))
 }
 
 // onlyGroup is the group meant when none is named: the one beside this node if

@@ -4,8 +4,6 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -129,7 +127,7 @@ func (n *Node) enter(ctx context.Context) error {
 			complained = time.Now()
 			n.log.Warn("not in a cluster yet", "reason", why)
 		}
-		n.setProblem("join", why)
+		n.setJoinProblem(why)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -238,71 +236,6 @@ func (n *Node) dialAddress(address string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// bootstrap begins the cluster once exactly the expected nodes see each other.
-// Only the one with the smallest id writes the first configuration: there can be
-// no two first configurations. The others wait for its Raft messages.
-func (n *Node) bootstrap(answers map[string]*pb.HelloResponse, trouble string) (string, error) {
-	ids := []string{n.cfg.NodeID}
-	for id, a := range answers {
-		if a.GetBootstrapExpect() == 0 {
-			continue // it waits to join, it does not begin
-		}
-		if int(a.GetBootstrapExpect()) != n.cfg.BootstrapExpect {
-			return "", fmt.Errorf("%w: node %s expects %d nodes, this one %d: give all the same number", hastate.ErrPrecondition, id, a.GetBootstrapExpect(), n.cfg.BootstrapExpect)
-		}
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	if len(ids) > n.cfg.BootstrapExpect {
-		return "", fmt.Errorf("%w: %d nodes (%s) want to begin a cluster of %d: start the others with join alone", hastate.ErrPrecondition, len(ids), strings.Join(ids, ", "), n.cfg.BootstrapExpect)
-	}
-	if len(ids) < n.cfg.BootstrapExpect {
-		return fmt.Sprintf("%d of %d expected nodes have been seen: %s%s", len(ids), n.cfg.BootstrapExpect, strings.Join(ids, ", "), trouble), nil
-	}
-	for id, a := range answers {
-		for _, other := range ids {
-			if _, knows := a.GetKnown()[other]; !knows && a.GetBootstrapExpect() > 0 {
-				return fmt.Sprintf("node %s does not know node %s yet", id, other), nil
-			}
-		}
-	}
-	for id, a := range answers {
-		for other := range a.GetKnown() {
-			if _, answered := answers[other]; !answered && other != n.cfg.NodeID {
-				// It may begin a cluster with some of the same nodes.
-				return fmt.Sprintf("node %s knows node %s too, which does not answer here%s", id, other, trouble), nil
-			}
-		}
-	}
-	if ids[0] != n.cfg.NodeID {
-		return "waiting for node " + ids[0] + " to begin the cluster", nil
-	}
-	return "", n.begin(ids)
-}
-
-// begin writes the first configuration. The cluster id is on disk before it.
-func (n *Node) begin(ids []string) error {
-	if n.identity.ClusterID() == "" {
-		var raw [8]byte
-		if _, err := rand.Read(raw[:]); err != nil {
-			return fmt.Errorf("make a cluster id: %w", err)
-		}
-		if err := n.identity.Pin(hex.EncodeToString(raw[:])); err != nil {
-			return err
-		}
-	}
-	var configuration raft.Configuration
-	for _, id := range ids {
-		configuration.Servers = append(configuration.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(id), Address: raft.ServerAddress(id)})
-	}
-	if err := n.raft.BootstrapCluster(configuration).Error(); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
-		return fmt.Errorf("begin the cluster: %w", err)
-	}
-	n.admission.admit()
-	n.log.Info("began a new cluster", "cluster", n.identity.ClusterID(), "voters", ids)
-	return nil
-}
-
 // joinExisting asks a cluster that a node of it was found of to take this one in.
 func (n *Node) joinExisting(ctx context.Context, seen *pb.HelloResponse) (string, error) {
 	address := seen.GetLeaderAddress()
@@ -343,7 +276,7 @@ func isNotLeader(err error) bool {
 // since it last ran. While it finds no leader it asks the one of the others why:
 // it may have been removed.
 func (n *Node) announce(ctx context.Context) error {
-	n.setProblem("join", "")
+	n.setJoinProblem("")
 	if _, _, err := n.askAround(ctx); err != nil {
 		return err
 	}
@@ -357,13 +290,31 @@ func (n *Node) announce(ctx context.Context) error {
 		}
 		if _, leader := n.Leader(); leader != "" {
 			alone = 0
-			n.setProblem("join", "")
+			n.setJoinProblem("")
 			continue
 		}
-		if alone++; alone > 1 { // an election takes less
-			n.setProblem("join", n.askWhyAlone(ctx))
+		if alone++; alone <= 1 {
+			continue // an election takes less
+		}
+		why := n.askWhyAlone(ctx)
+		n.setJoinProblem(why)
+		if alone == 3 {
+			n.log.Warn("no leader is known", "silent", n.silentVoters(), "reason", why)
 		}
 	}
+}
+
+// silentVoters are the voters that have not answered this node lately.
+func (n *Node) silentVoters() []string {
+	var silent []string
+	configuration, _ := n.machine.Configuration()
+	for _, s := range configuration.Servers {
+		at, ok := n.transport.LastAnswered(s.ID)
+		if s.Suffrage == raft.Voter && string(s.ID) != n.cfg.NodeID && (!ok || n.cfg.Clock.Now().Sub(at) > 2*strangerInterval) {
+			silent = append(silent, string(s.ID))
+		}
+	}
+	return silent
 }
 
 // askWhyAlone asks the leader that others follow whether this node is one of

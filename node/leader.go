@@ -86,6 +86,7 @@ func (n *Node) runAsLeader(ctx context.Context, term uint64) error {
 	}
 	n.leadership.barrier.Store(term)
 	defer n.leadership.barrier.Store(0)
+	n.leadership.terms.Add(1)
 	n.log.Info("leading", "term", term)
 	defer n.log.Info("no longer leading", "term", term)
 

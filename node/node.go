@@ -48,10 +48,10 @@ type Node struct {
 	snapshots *snapshot.Store
 	transport *transport.Transport
 	raft      *raft.Raft
-	// raftReady is closed when raft is set.
-	raftReady chan struct{}
 	// applier is the state machine as raft has it.
 	applier *applier
+	// raftReady is closed when raft is set.
+	raftReady chan struct{}
 	// hadState: there was a Raft log, or a snapshot, when the node opened.
 	hadState  bool
 	admission admission
@@ -75,10 +75,16 @@ type Node struct {
 
 	leadership leadership
 
-	// mu guards problems and progress.
-	mu       sync.Mutex
-	problems map[string]string
-	progress map[string]progress
+	// mu guards joinProblem and progress.
+	mu          sync.Mutex
+	joinProblem string
+	progress    map[string]progress
+
+	// slow is for people: see reportSlow. now belongs to the watchdog.
+	slow struct {
+		now   bool
+		count atomic.Uint64
+	}
 
 	// halt carries the first error after which nothing may go on.
 	halt   chan error
@@ -94,6 +100,8 @@ type leadership struct {
 	// none.
 	barrier     atomic.Uint64
 	coordinator atomic.Pointer[coordinate.Coordinator]
+	// terms counts the terms led, for people.
+	terms atomic.Uint64
 	// wake has room for one: it says that something changed. Never closed.
 	wake chan struct{}
 }
@@ -118,7 +126,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, bootID: hex.EncodeToString(boot[:]), started: time.Now(),
-		problems: map[string]string{}, progress: map[string]progress{}, holders: map[string]*holder.Holder{},
+		progress: map[string]progress{}, holders: map[string]*holder.Holder{},
 		notify: make(chan bool, 8), raftReady: make(chan struct{}),
 		halt: make(chan error, 1), leadership: leadership{wake: make(chan struct{}, 1)},
 	}
@@ -205,7 +213,7 @@ func (n *Node) Leader() (address, id string) {
 // Ready says whether this node can serve the API, and why not.
 func (n *Node) Ready() (bool, string) {
 	if _, leader := n.Leader(); leader == "" {
-		if why := n.problem("join"); why != "" {
+		if why := n.problemOfJoin(); why != "" {
 			return false, why
 		}
 		return false, "no leader is known: wait for an election, or check that a majority of the nodes is up"
@@ -292,6 +300,8 @@ func ignoreCanceled(err, cause error) error {
 func (n *Node) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
+	n.log.Info("stopping: primaryship and leadership are handed over; the node stays a member")
+	defer n.log.Info("handed over")
 	n.handOff(ctx, handoffDrain)
 	if n.raft.State() != raft.Leader {
 		return
@@ -358,21 +368,17 @@ func (n *Node) Leading() bool {
 // Abort ends Run at once with a cause, without handing anything over.
 func (n *Node) Abort(cause error) { n.fail(cause) }
 
-// setProblem notes what is wrong in one matter, empty when it is mended.
-func (n *Node) setProblem(matter, text string) {
+// setJoinProblem notes why this node is in no cluster, empty when it is.
+func (n *Node) setJoinProblem(text string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if text == "" {
-		delete(n.problems, matter)
-		return
-	}
-	n.problems[matter] = text
+	n.joinProblem = text
 }
 
-func (n *Node) problem(matter string) string {
+func (n *Node) problemOfJoin() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.problems[matter]
+	return n.joinProblem
 }
 
 // TransferLeadership hands Raft leadership to another voter. Leader only.

@@ -49,7 +49,9 @@ func (s *raftSink) Accept(_ string, level hclog.Level, msg string, args ...any) 
 	case hclog.Warn, hclog.Error:
 		to = slog.LevelWarn
 	case hclog.Info:
-		to = slog.LevelInfo
+		// Elections without a majority come several times a second; what matters of
+		// them node says itself.
+		to = slog.LevelDebug
 	default:
 	}
 	ctx := context.Background()

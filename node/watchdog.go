@@ -38,11 +38,9 @@ func (n *Node) watchdog(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	tick := time.NewTicker(n.cfg.Profile.Stall / 10)
+	tick := time.NewTicker(n.cfg.Profile.Heartbeat / 3)
 	defer tick.Stop()
-	var (
-		logStalled, applyStalled bool
-	)
+	var logStalled, applyStalled bool
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,6 +49,7 @@ func (n *Node) watchdog(ctx context.Context) error {
 		}
 		// Seen once it may be this process that stood still (SIGSTOP, suspend):
 		// what was running then ends at once.
+		n.reportSlow()
 		if d := n.logs.Stalled(); d <= n.cfg.Profile.Stall {
 			logStalled = false
 		} else if logStalled {
@@ -69,6 +68,20 @@ func (n *Node) watchdog(ctx context.Context) error {
 			// raft#696: it would refuse every write for as long as it leads.
 			return &StalledError{What: "a leadership transfer that raft does not end", For: d}
 		}
+	}
+}
+
+// reportSlow says once per slow write why this node stops leading, and counts it.
+func (n *Node) reportSlow() {
+	d := n.logs.Stalled()
+	if d < n.cfg.Profile.Heartbeat {
+		n.slow.now = false
+		return
+	}
+	if !n.slow.now {
+		n.slow.now = true
+		n.slow.count.Add(1)
+		n.log.Warn("a write to the log is slow: this node sends no heartbeats until it is done, so that another may lead", "for", d.Round(time.Millisecond))
 	}
 }
 

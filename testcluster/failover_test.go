@@ -13,6 +13,7 @@ import (
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/wait"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/transport"
 )
 
 func TestFailover_ModelServerKilled(t *testing.T) {
@@ -54,6 +55,39 @@ func TestFailover_HostOfLeaderAndPrimaryLost(t *testing.T) {
 	if p, again := c.WaitPrimary(0); p != second || again != next {
 		t.Fatalf("its return moved primaryship to %s, epoch %d", p.ID, again)
 	}
+}
+
+// A node that is stopped hands over what it has: primaryship by a Release, not by
+// letting the lease run out, and leadership.
+func TestStop_HandsOver(t *testing.T) {
+	t.Parallel()
+	c := New(t, Options{})
+	c.WaitReady()
+	first, epoch := c.WaitPrimary(0)
+	makeLead(t, c, first)
+	term := first.Node().Raft().CurrentTerm()
+	before := map[*Member]uint64{}
+	for _, m := range c.Others(first) {
+		before[m] = c.Network.Sent(raftID(first), raftID(m), transport.KindTimeoutNow)
+	}
+	first.Stop()
+	second, next := c.WaitPrimary(epoch)
+	tr := transition(t, second, next)
+	if !strings.Contains(tr.GetReason(), "node stopping") || tr.GetDetectedBy() != first.ID || tr.GetFrom() != first.ID {
+		t.Fatalf("history says %v", tr)
+	}
+	offered := uint64(0)
+	for m, n := range before {
+		offered += c.Network.Sent(raftID(first), raftID(m), transport.KindTimeoutNow) - n
+	}
+	if leader := c.WaitLeader(); leader.Node().Raft().CurrentTerm() > term && offered == 0 {
+		t.Fatalf("%s leads, and the stopped leader has offered leadership to nobody", leader.ID)
+	}
+	if role := first.Instance.Role(); role != pb.Role_ROLE_STANDBY {
+		t.Fatalf("the instance of the stopped node is %v", role)
+	}
+	first.Start()
+	c.WaitReady()
 }
 
 func TestFailover_PrimaryCutOff(t *testing.T) {

@@ -141,6 +141,13 @@ func (in *Instance) RefusePromotion(yes bool) {
 	}
 }
 
+// Role is what the server was last told to be.
+func (in *Instance) Role() pb.Role {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.role
+}
+
 // Promoted are the epochs that Promote has accepted.
 func (in *Instance) Promoted() []uint64 {
 	in.mu.Lock()

@@ -24,6 +24,7 @@ import (
 // its state it would apply what comes to an empty one, without its log it could
 // vote twice.
 func TestLostData_APartOfTheFolder(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"state.db", "raft.db", "snapshots"} {
 		t.Run(name, func(t *testing.T) {
 			c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
@@ -68,30 +69,10 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 	}
 }
 
-// A node whose disk fails when raft wants to save a new term ends with the
-// error of the disk, as after any other failed write.
-func TestTermCannotBeSaved(t *testing.T) {
-	c := New(t, Options{NoInstances: true})
-	leader := c.WaitLeader()
-	others := c.Others(leader)
-	broken := others[0]
-	broken.Log.Fail()
-	// There is nothing to append; the next leader asks for votes in a new term.
-	if err := leader.Node().TransferLeadership(within(t), others[1].ID); err != nil {
-		t.Logf("transfer: %v", err) // its barrier may have found the broken node first
-	}
-	if err := broken.Wait(); !errors.Is(err, syscall.EIO) {
-		t.Fatalf("it ended with %v", err)
-	}
-	broken.Log.Heal()
-	broken.Stop()
-	broken.Start()
-	c.WaitLeader()
-}
-
 // A voter that has lost its disk must not help to elect a leader that lacks an
 // acknowledged write: of the two that had confirmed it, it was one.
 func TestLostData_TheWholeDisk(t *testing.T) {
+	t.Parallel()
 	c := New(t, Options{NoInstances: true})
 	leader := c.WaitLeader()
 	behind := c.Others(leader)[0]
@@ -156,4 +137,25 @@ func TestLostData_TheWholeDisk(t *testing.T) {
 		}
 		return fmt.Errorf("%s is not a voter again: %v", lost.ID, configuration)
 	})
+}
+
+// A node whose disk fails when raft wants to save a new term ends with the
+// error of the disk, as after any other failed write.
+func TestTermCannotBeSaved(t *testing.T) {
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	others := c.Others(leader)
+	broken := others[0]
+	broken.Log.Fail()
+	// There is nothing to append; the next leader asks for votes in a new term.
+	if err := leader.Node().TransferLeadership(within(t), others[1].ID); err != nil {
+		t.Logf("transfer: %v", err) // its barrier may have found the broken node first
+	}
+	if err := broken.Wait(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("it ended with %v", err)
+	}
+	broken.Log.Heal()
+	broken.Stop()
+	broken.Start()
+	c.WaitLeader()
 }

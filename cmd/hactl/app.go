@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -89,10 +90,10 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 no leader, 4 outcome unknown.`,
 	}
 	f := root.PersistentFlags()
 	f.StringVarP(&a.format, "output", "o", formatTable, "output `format`: table, json or yaml")
-	f.DurationVar(&a.timeout, "timeout", 0, "longest time for the command (default 10s; switchover and failover 1m, snapshots 10m)")
+	f.DurationVar(&a.timeout, "timeout", 0, "longest time for the command (default 10s; switchover and failover 1m, snapshot restore 10m)")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say on stderr what is tried")
-	f.StringVar(&a.contextName, "context", "", "context of the configuration file to use")
-	f.StringSliceVar(&a.target.Endpoints, "endpoints", nil, "`host:port` of nodes, comma-separated (default $HACTL_ENDPOINTS, the context, or "+defaultEndpoint+")")
+	f.StringVar(&a.contextName, "context", "", "context of the configuration file to use, before $HACTL_ENDPOINTS")
+	f.StringSliceVar(&a.target.Endpoints, "endpoints", nil, "`host:port` of nodes, comma-separated (default those of --context, $HACTL_ENDPOINTS, the current context, or "+defaultEndpoint+")")
 	f.StringVar(&a.target.TLSCA, "tls-ca", "", "`file` with the certificates to trust")
 	f.StringVar(&a.target.TLSCert, "tls-cert", "", "`file` with the own certificate")
 	f.StringVar(&a.target.TLSKey, "tls-key", "", "`file` with the key of the own certificate")
@@ -131,12 +132,16 @@ func noun(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// connect makes the client. Settings come from the flags, then the environment,
-// then the context.
+// connect makes the client. Where to: see resolveTarget.
 func (a *app) connect() (*client.Client, error) {
 	t, err := a.resolveTarget()
 	if err != nil {
 		return nil, err
+	}
+	for _, e := range a.target.Endpoints {
+		if !isEndpoint(strings.TrimSpace(e)) {
+			return nil, usagef("--endpoints: %q is not host:port", e)
+		}
 	}
 	options := client.Options{Endpoints: t.Endpoints, AllowPlaintext: t.Plaintext, Name: "hactl", Logger: a.logger()}
 	if t.usesTLS() {
@@ -151,6 +156,15 @@ func (a *app) connect() (*client.Client, error) {
 		return nil, adviceError{err, "correct --endpoints; to other machines give --tls-ca (and --tls-cert, --tls-key), or allow --plaintext"}
 	}
 	return c, nil
+}
+
+// isEndpoint tells a host:port, or a target with a scheme.
+func isEndpoint(text string) bool {
+	if strings.Contains(text, "://") || strings.HasPrefix(text, "unix:") {
+		return true
+	}
+	host, port, err := net.SplitHostPort(text)
+	return err == nil && host != "" && port != ""
 }
 
 func (a *app) logger() *slog.Logger {

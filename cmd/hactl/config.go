@@ -98,11 +98,11 @@ func (c config) save() error {
 	return nil
 }
 
-// resolveTarget decides where to connect to: flags, then HACTL_ENDPOINTS, then the
-// context, then this machine.
+// resolveTarget decides where to connect to: --endpoints, then --context, then
+// HACTL_ENDPOINTS, then the current context, then this machine.
 func (a *app) resolveTarget() (target, error) {
 	t := a.target
-	if env := os.Getenv("HACTL_ENDPOINTS"); len(t.Endpoints) == 0 && env != "" {
+	if env := os.Getenv("HACTL_ENDPOINTS"); len(t.Endpoints) == 0 && a.contextName == "" && env != "" {
 		t.Endpoints = strings.Split(env, ",")
 	}
 	cfg, err := loadConfig()
@@ -119,6 +119,9 @@ func (a *app) resolveTarget() (target, error) {
 			return target{}, adviceError{fmt.Errorf("context %q: %w", name, hastate.ErrNotFound), "see hactl context list, or make it with hactl context set"}
 		}
 		t = t.over(base)
+	}
+	if len(t.Endpoints) == 0 && a.contextName != "" {
+		return target{}, adviceError{fmt.Errorf("%w: context %q has no endpoints", hastate.ErrInvalid, name), "give it some: hactl context set " + name + " --endpoints ..."}
 	}
 	if len(t.Endpoints) == 0 {
 		t.Endpoints = []string{defaultEndpoint}

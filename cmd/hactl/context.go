@@ -76,7 +76,25 @@ func (a *app) useContext(name string) error {
 		return adviceError{fmt.Errorf("context %q: %w", name, hastate.ErrNotFound), "see hactl context list, or make it with hactl context set"}
 	}
 	cfg.Current = name
-	return cfg.save()
+	if err := cfg.save(); err != nil {
+		return err
+	}
+	return a.printContext(cfg, name, "is the current one", "")
+}
+
+// printContext says what was done to a context.
+func (a *app) printContext(cfg config, name, done, also string) error {
+	t := cfg.Contexts[name]
+	if a.format != formatTable {
+		raw, err := json.Marshal(contextView{name, name == cfg.Current, t.Endpoints, t.usesTLS()})
+		if err != nil {
+			return fmt.Errorf("format output: %w", err)
+		}
+		return a.printJSON(raw, false)
+	}
+	return a.printTable(func(out table) {
+		out.line("context %s %s: endpoints %s, TLS %s%s", name, done, strings.Join(t.Endpoints, ","), yesNo(t.usesTLS()), also)
+	})
 }
 
 func (a *app) setContext(name string) error {
@@ -90,11 +108,24 @@ func (a *app) setContext(name string) error {
 	if cfg.Contexts == nil {
 		cfg.Contexts = make(map[string]target)
 	}
-	cfg.Contexts[name] = a.target.over(cfg.Contexts[name])
-	if cfg.Current == "" {
-		cfg.Current = name
+	done := "made"
+	if _, ok := cfg.Contexts[name]; ok {
+		done = "changed"
 	}
-	return cfg.save()
+	cfg.Contexts[name] = a.target.over(cfg.Contexts[name])
+	var also string
+	switch cfg.Current {
+	case "":
+		cfg.Current, also = name, "; it became the current one"
+	case name:
+		also = "; it is the current one"
+	default:
+		also = "; the current one is still " + cfg.Current
+	}
+	if err := cfg.save(); err != nil {
+		return err
+	}
+	return a.printContext(cfg, name, done, also)
 }
 
 func completeContexts(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

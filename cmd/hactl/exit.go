@@ -64,8 +64,25 @@ var grpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
 // report writes two lines: what happened, and what to do next. command is the
 // command line's path, for example "hactl group show".
 func report(w io.Writer, command string, err error) {
-	text := strings.Join(strings.Fields(grpcPrefix.ReplaceAllString(err.Error(), "")), " ")
+	text := strings.Join(strings.Fields(inWords(command, err)), " ")
 	_, _ = fmt.Fprintf(w, "error: %s\nnext: %s\n", text, advice(command, err))
+}
+
+// libraryWords are texts of the library for programs, and what they are here.
+var libraryWords = strings.NewReplacer(
+	": retry with the same request id, or read back", "",
+	"give TLS credentials in DialOptions, or set AllowPlaintext", "give --tls-ca (and --tls-cert, --tls-key), or allow it with --plaintext",
+)
+
+// inWords is an error's text in the words of hactl.
+func inWords(command string, err error) string {
+	text := libraryWords.Replace(grpcPrefix.ReplaceAllString(err.Error(), ""))
+	var conflict *hastate.ConflictError
+	if errors.As(err, &conflict) && !strings.HasPrefix(command, "hactl session") {
+		// Only sessions have revisions and offsets that can be given.
+		text = strings.Replace(text, fmt.Sprintf(" (revision %d, end offset %d)", conflict.CurrentRevision, conflict.CurrentOffset), "", 1)
+	}
+	return text
 }
 
 func advice(command string, err error) string {
@@ -80,7 +97,7 @@ func advice(command string, err error) string {
 	case errors.As(err, &usage):
 		return "see " + command + " --help"
 	case errors.Is(err, hastate.ErrOutcomeUnknown):
-		return "it may have been done: look with hactl status, hactl history or hactl session get before you repeat it"
+		return "it may have been done: look at 'hactl status' and 'hactl history' (or 'hactl session get') before you repeat it"
 	case errors.As(err, &notLeader) && notLeader.LeaderAddress != "":
 		return "ask the leader: --endpoints " + notLeader.LeaderAddress
 	case errors.Is(err, hastate.ErrNoLeader), errors.Is(err, hastate.ErrNotLeader):

@@ -44,6 +44,7 @@ func (a *app) failover(cmd *cobra.Command, req *pb.FailoverRequest) error {
 			return pb.NewGroupServiceClient(cc).Failover(ctx, req)
 		})
 	if err != nil {
+		err = a.explainTarget(cmd, req.GetGroup(), req.GetTo(), err)
 		return fmt.Errorf("fail over group %q: %w", req.GetGroup(), err)
 	}
 	return a.printMove(resp, resp.GetTransition())

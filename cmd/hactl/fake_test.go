@@ -258,6 +258,9 @@ func transition(group, to string) *pb.Transition {
 }
 
 func (n *fakeNode) Switchover(_ context.Context, req *pb.SwitchoverRequest) (*pb.SwitchoverResponse, error) {
+	if req.GetTo() == "n9" {
+		return nil, n.trouble("missing")
+	}
 	tr := transition(req.GetGroup(), req.GetTo())
 	if req.GetReason() != "" {
 		tr.Reason = req.GetReason()

@@ -48,7 +48,7 @@ What no flag names stays as it is.`,
 	f.DurationVar(&s.drain, "drain", 0, "longest wait for running requests in a switchover")
 	f.DurationVar(&s.promote, "promote-timeout", 0, "longest time for one promotion")
 	f.StringVar(&s.zone, "preferred-zone", "", "zone whose instances are preferred")
-	f.StringVar(&s.model, "model", "", "model that the primary must have, `NAME:VERSION` or NAME@ALIAS")
+	f.StringVar(&s.model, "model", "", "model that the primary must have, `NAME:VERSION`, or NAME@ALIAS: the version that the alias has now, pinned; a later change of the alias does not change it")
 	f.BoolVar(&s.clearModel, "clear-model", false, "let any model do")
 	return cmd
 }
@@ -63,6 +63,9 @@ func (a *app) setGroup(cmd *cobra.Command, group string, s groupSettings) error 
 		return usagef("--model and --clear-model exclude each other")
 	case !changesPolicy && s.model == "" && !s.clearModel:
 		return usagef("group set needs at least one flag that says what to set")
+	}
+	if err := s.change(cmd.Flags(), &pb.GroupPolicy{}); err != nil {
+		return err // before anything is asked for
 	}
 	var resp *pb.ConfigureResponse
 	err := a.with(cmd, client.DefaultTimeout, func(ctx context.Context, c *client.Client) error {
@@ -131,6 +134,9 @@ func (s groupSettings) change(flags *pflag.FlagSet, p *pb.GroupPolicy) error {
 		*to = uint32(d.Milliseconds())
 	}
 	short("lease", s.ttl, &p.TtlMs)
+	if flags.Changed("lease") && p.TtlMs != 0 && p.TtlMs < hastate.MinTTLMillis || s.ttl > 0 && s.ttl < time.Millisecond {
+		errs = append(errs, usagef("--lease %v is below %v", s.ttl, hastate.MinTTLMillis*time.Millisecond))
+	}
 	short("drain", s.drain, &p.DrainMs)
 	short("promote-timeout", s.promote, &p.PromoteTimeoutMs)
 	if flags.Changed("calm") {

@@ -40,7 +40,9 @@ func (a *app) showLeader(cmd *cobra.Command) error {
 	if resp.GetLeaderId() == "" {
 		return &hastate.NotLeaderError{}
 	}
-	leader := &pb.NotLeader{LeaderId: resp.GetLeaderId(), LeaderAddress: resp.GetLeaderAddress()}
+	leader := &pb.StatusResponse{
+		Header: resp.GetHeader(), LeaderId: resp.GetLeaderId(), LeaderAddress: resp.GetLeaderAddress(), LeaderContactMs: resp.GetLeaderContactMs(),
+	}
 	return a.print(leader, func(t table) {
 		t.row("LEADER", "ADDRESS", "TERM", "CONTACT")
 		t.row(leader.GetLeaderId(), leader.GetLeaderAddress(), resp.GetHeader().GetTerm(), millis(resp.GetLeaderContactMs()))

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,8 @@ func (a *app) modelCmd() *cobra.Command {
 	return noun("model", "Show and change the registry of model versions",
 		a.modelListCmd(), a.modelShowCmd(), a.modelRegisterCmd(), a.modelAliasCmd())
 }
+
+var isDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // parseModel reads NAME:VERSION or NAME@ALIAS.
 func parseModel(text string) (*pb.GetModelRequest, error) {
@@ -116,6 +119,9 @@ func (a *app) modelRegisterCmd() *cobra.Command {
 			}
 			if m.Ref.Digest == "" {
 				return usagef("model register needs --digest: a version is pinned by it")
+			}
+			if !isDigest.MatchString(m.Ref.Digest) {
+				return usagef(`--digest %q is not "sha256:" and 64 lower-case hex digits`, m.Ref.Digest)
 			}
 			m.Ref.Name, m.Ref.Version = name, version
 			// Repeatable: the same version with the same digest again is no error.

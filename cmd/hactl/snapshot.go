@@ -4,12 +4,14 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -25,6 +27,8 @@ const archiveChunkBytes = 256 << 10
 func (a *app) snapshotCmd() *cobra.Command {
 	save := &cobra.Command{
 		Use: "save FILE", Short: "Save the whole state into a new file", Args: cobra.ExactArgs(1),
+		Long: `Save the whole state into a new file. --timeout (default 10s) is how long to wait
+for its first byte; the transfer itself may take 10 minutes more.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.saveSnapshot(cmd, args[0]) },
 	}
 	var yes bool
@@ -42,8 +46,18 @@ func (a *app) saveSnapshot(cmd *cobra.Command, path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return adviceError{fmt.Errorf("file %s: %w", path, hastate.ErrAlreadyExists), "choose another name: an archive is not overwritten"}
 	}
+	if dir := filepath.Dir(path); !isFolder(dir) {
+		return adviceError{fmt.Errorf("folder %s does not exist: %w", dir, hastate.ErrNotFound), "make it, or choose another file"}
+	}
+	begin := cmp.Or(a.timeout, client.DefaultTimeout)
+	a.timeout = begin + archiveTimeout
 	var size int64
 	err := a.with(cmd, archiveTimeout, func(ctx context.Context, c *client.Client) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		// Only the transfer may take long, not the wait for its first byte.
+		waiting := time.AfterFunc(begin, func() { cancel(context.DeadlineExceeded) })
+		defer waiting.Stop()
 		// Once, because an archive may take longer than one attempt.
 		return c.Call(ctx, client.Once, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 			ctx, cancel := context.WithCancel(ctx)
@@ -52,7 +66,7 @@ func (a *app) saveSnapshot(cmd *cobra.Command, path string) error {
 			if err != nil {
 				return err
 			}
-			archive := &archiveReader{stream: stream}
+			archive := &archiveReader{stream: stream, begun: func() { waiting.Stop() }}
 			err = writeFile(path, archive, func(f *os.File) error {
 				_, err := checkArchive(f)
 				return err
@@ -63,12 +77,27 @@ func (a *app) saveSnapshot(cmd *cobra.Command, path string) error {
 	})
 	if errors.Is(err, hastate.ErrOutcomeUnknown) {
 		// Nothing was to be changed, so nothing is unknown.
-		err = adviceError{errors.New("the transfer broke off: " + err.Error()), "no file was written: run it again"}
+		var unknown *hastate.OutcomeUnknownError
+		text := err.Error()
+		if errors.As(err, &unknown) {
+			text = unknown.Reason
+		}
+		if size == 0 {
+			text = fmt.Sprintf("no node began to send within %v: %s", begin, text)
+		} else {
+			text = "the transfer broke off: " + text
+		}
+		err = adviceError{errors.New(text), "no file was written: see hactl status, and run it again"}
 	}
 	if err != nil {
 		return fmt.Errorf("save snapshot: %w", err)
 	}
 	return a.printArchive(path, size, "saved")
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func (a *app) printArchive(path string, size int64, verb string) error {
@@ -81,6 +110,7 @@ func (a *app) printArchive(path string, size int64, verb string) error {
 // archiveReader reads an archive from the stream of a node.
 type archiveReader struct {
 	stream grpc.ServerStreamingClient[pb.SaveSnapshotResponse]
+	begun  func() // called with the first bytes
 	chunk  []byte
 	size   int64
 }
@@ -95,6 +125,9 @@ func (r *archiveReader) Read(p []byte) (int, error) {
 			return 0, err // io.EOF ends it
 		}
 		r.chunk = msg.GetChunk()
+		if r.size == 0 && len(r.chunk) > 0 {
+			r.begun()
+		}
 		r.size += int64(len(r.chunk))
 	}
 	n := copy(p, r.chunk)

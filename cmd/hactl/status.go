@@ -75,7 +75,10 @@ func groupsTable(t table, groups []*pb.Group) {
 		automatic := "on"
 		switch {
 		case g.GetPaused():
-			automatic = "paused: " + g.GetPauseReason()
+			automatic = "paused"
+			if g.GetPauseReason() != "" {
+				automatic += ": " + g.GetPauseReason()
+			}
 		case g.GetHeld():
 			automatic = "held: resume to acknowledge"
 		}

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,9 +76,30 @@ func (a *app) switchover(cmd *cobra.Command, req *pb.SwitchoverRequest, at strin
 			return pb.NewGroupServiceClient(cc).Switchover(ctx, req)
 		})
 	if err != nil {
+		err = a.explainTarget(cmd, req.GetGroup(), req.GetTo(), err)
 		return fmt.Errorf("switch over group %q: %w", req.GetGroup(), err)
 	}
 	return a.printMove(resp, resp.GetTransition())
+}
+
+// explainTarget looks, after a move was refused, whether its target has an instance
+// at all. It does not look before: one node's view may be older than the leader's.
+func (a *app) explainTarget(cmd *cobra.Command, group, to string, err error) error {
+	refused := errors.Is(err, hastate.ErrPrecondition) || errors.Is(err, hastate.ErrNotFound) || errors.Is(err, hastate.ErrInvalid)
+	if to == "" || !refused || errors.Is(err, hastate.ErrOutcomeUnknown) {
+		return err
+	}
+	var known *pb.ListGroupsResponse
+	listErr := a.with(cmd, client.DefaultAttemptTimeout, func(ctx context.Context, c *client.Client) (err error) {
+		known, err = knownGroups(ctx, c)
+		return err
+	})
+	has := func(i *pb.Instance) bool { return i.GetGroup() == group && i.GetNodeId() == to }
+	exists := func(g *pb.Group) bool { return g.GetName() == group }
+	if listErr != nil || !slices.ContainsFunc(known.GetGroups(), exists) || slices.ContainsFunc(known.GetInstances(), has) {
+		return err
+	}
+	return adviceError{fmt.Errorf("%s has no instance in group %q: %w", to, group, err), "nothing was done: hactl group show " + group + " lists the instances"}
 }
 
 // printMove prints how a switchover or failover ended; one that did not end in a

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -29,6 +30,7 @@ interrupted. With -o json each line is one JSON object.`,
 		ValidArgsFunction: a.completeGroups,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.stream(cmd, func(ctx context.Context, c *client.Client) error {
+				a.noteUnknown(ctx, c, args)
 				return c.WatchGroups(ctx, args, after, atMost(count, func(r *pb.WatchResponse) (bool, error) {
 					return !r.GetHeartbeat(), a.printChange(r)
 				}))
@@ -38,6 +40,35 @@ interrupted. With -o json each line is one JSON object.`,
 	cmd.Flags().Uint64Var(&after, "after", 0, "begin after this `revision` instead of with the current state")
 	cmd.Flags().IntVar(&count, "count", 0, "end after so many changes (0: never)")
 	return cmd
+}
+
+// noteUnknown says on standard error which groups do not exist yet. A watch goes
+// on all the same: they may be made later.
+func (a *app) noteUnknown(ctx context.Context, c *client.Client, groups []string) {
+	if len(groups) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, client.DefaultAttemptTimeout)
+	defer cancel()
+	known, err := knownGroups(ctx, c)
+	if err != nil {
+		return // the watch says what is wrong
+	}
+	for _, name := range groups {
+		if !slices.ContainsFunc(known.GetGroups(), func(g *pb.Group) bool { return g.GetName() == name }) {
+			_, _ = fmt.Fprintf(a.err, "there is no group %q yet: waiting for it, see hactl group list\n", name)
+		}
+	}
+}
+
+// knownGroups are the groups and instances as one node has them.
+func knownGroups(ctx context.Context, c *client.Client) (*pb.ListGroupsResponse, error) {
+	var resp *pb.ListGroupsResponse
+	err := c.Call(ctx, client.Repeatable, func(ctx context.Context, cc grpc.ClientConnInterface) (err error) {
+		resp, err = pb.NewGroupServiceClient(cc).ListGroups(ctx, &pb.ListGroupsRequest{Level: pb.ReadLevel_READ_LEVEL_LOCAL})
+		return err
+	})
+	return resp, err
 }
 
 // stream runs a watch until it ends, --timeout has passed, or it is interrupted;

@@ -31,7 +31,13 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run a node until it is told to stop",
 		Long: `Run a node until SIGINT or SIGTERM; it then hands over primaryship and
-leadership and leaves. A second signal ends it at once.
+leadership and ends. It stays a member of the cluster: 'hactl member remove'
+takes it out. A second signal ends it at once.
+
+A node with an empty data folder that is given --join (and no
+--bootstrap-expect) is added to the cluster as a replica and becomes a voter
+when it has caught up, unless --replica is given. Voters that are gone for good
+must be removed, or they count against the majority.
 
 Every flag can be set in the environment as HANODE_<FLAG> and in the file given
 with --config ('hanode config' prints a sample).`,

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,15 +27,16 @@ func (x *clusterServer) Status(ctx context.Context, req *pb.StatusRequest) (*pb.
 	id, _ := s.leader()
 	contact, known := s.leaderContact()
 	applied, _ := s.cfg.State.Applied()
+	members := s.cfg.Membership.Members()
 	res := &pb.StatusResponse{
 		RaftState:       s.cfg.Raft.State().String(),
 		LastLogIndex:    s.cfg.Raft.LastIndex(),
 		CommitIndex:     s.cfg.Raft.CommitIndex(),
 		AppliedIndex:    applied,
 		LeaderContactMs: contact,
-		Members:         s.cfg.Membership.Members(),
+		Members:         members,
 		Groups:          s.cfg.State.Groups(),
-		Instances:       s.cfg.State.Instances(""),
+		Instances:       s.instances("", members),
 		Version:         s.cfg.Version,
 		UptimeMs:        uint64(time.Since(s.started).Milliseconds()),
 		Profile:         s.cfg.Profile.Name,
@@ -73,28 +75,78 @@ func (s *Services) problems(st *pb.StatusResponse, contact bool) []string {
 	if err := s.caughtUp(); err != nil && st.GetLeaderId() != "" {
 		add("%s: %v", s.cfg.NodeID, err)
 	}
-	if st.GetLeaderId() == s.cfg.NodeID {
-		for _, m := range st.GetMembers() {
-			if !m.GetReachable() && m.GetNodeId() != s.cfg.NodeID {
-				add("member %s at %s does not answer", m.GetNodeId(), m.GetAddress())
-			}
+	for _, m := range st.GetMembers() {
+		if !m.GetReachable() && m.GetNodeId() != s.cfg.NodeID {
+			add("member %s at %s does not answer %s: check that it runs and can be reached, or remove it", m.GetNodeId(), m.GetAddress(), s.cfg.NodeID)
 		}
 	}
 	for _, g := range st.GetGroups() {
-		switch {
-		case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT:
-			add("group %s has no primary", g.GetName())
-		case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_SERVING && s.freshFor(g) == 0:
-			add("the lease of group %s has not been renewed in time", g.GetName())
-		}
-		if g.GetHeld() {
-			add("group %s is held after %d failovers: find the cause, then resume it", g.GetName(), g.GetFailoversSinceCalm())
-		}
-		if g.GetPaused() {
-			add("group %s is paused: %s", g.GetName(), g.GetPauseReason())
+		for _, line := range s.groupProblems(g, instancesOf(g.GetName(), st.GetInstances())) {
+			add("group %s%s", g.GetName(), line)
 		}
 	}
 	return append(out, s.cfg.Problems()...)
+}
+
+func instancesOf(group string, all []*pb.Instance) []*pb.Instance {
+	var out []*pb.Instance
+	for _, inst := range all {
+		if inst.GetGroup() == group {
+			out = append(out, inst)
+		}
+	}
+	return out
+}
+
+// groupProblems is what is wrong with one group: what follows its name.
+func (s *Services) groupProblems(g *pb.Group, instances []*pb.Instance) []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	switch {
+	case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT:
+		add(" has no primary")
+	case s.runOut(g):
+		add(": its lease has run out as far as this node knows: check that a majority of the nodes is up, and ask another node")
+	case g.GetPhase() == pb.GroupPhase_GROUP_PHASE_SERVING && s.freshFor(g) == 0:
+		add(": its lease has not been renewed in time")
+	}
+	if g.GetHeld() {
+		add(" is held after %d failovers: find the cause, then resume it", g.GetFailoversSinceCalm())
+	}
+	if g.GetPaused() {
+		add(" is paused: %s", g.GetPauseReason())
+	}
+	return append(out, instanceProblems(g, instances)...)
+}
+
+// instanceProblems is what the instances of a group lack. A group without any has
+// nothing to serve and no standby to miss.
+func instanceProblems(g *pb.Group, instances []*pb.Instance) []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	desired := g.GetDesiredModel()
+	standby := false
+	for _, inst := range instances {
+		ready := inst.GetState() == pb.InstanceState_INSTANCE_STATE_READY
+		wrong := desired.GetDigest() != "" && inst.GetModel().GetDigest() != desired.GetDigest()
+		holds := inst.GetNodeId() == g.GetHolder()
+		if !ready {
+			name := strings.TrimPrefix(inst.GetState().String(), "INSTANCE_STATE_")
+			if why := inst.GetReason(); why != "" {
+				name += ", " + why
+			}
+			add(": the instance of %s is not ready (%s): look at its model server and node", inst.GetNodeId(), name)
+		}
+		if holds && wrong {
+			add(": its primary %s does not have the desired model %s version %s: switch over to an instance that has it, or load it there",
+				inst.GetNodeId(), desired.GetName(), desired.GetVersion())
+		}
+		standby = standby || !holds && ready && !wrong && !inst.GetTags().GetNoFailover()
+	}
+	if g.GetHolder() != "" && len(instances) > 0 && !standby {
+		add(": no standby could take over: bring up another instance that is ready, has the desired model and may fail over")
+	}
+	return out
 }
 
 func (x *clusterServer) ListMembers(ctx context.Context, _ *pb.ListMembersRequest) (*pb.ListMembersResponse, error) {

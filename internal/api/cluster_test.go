@@ -44,6 +44,61 @@ func TestCluster_StatusWithoutLeader(t *testing.T) {
 	}
 }
 
+func TestCluster_StatusProblems(t *testing.T) {
+	r := newRig(t, "n1")
+	serving(r)
+	r.members = []*pb.Member{{NodeId: "n1", Reachable: true}, {NodeId: "n2", Reachable: true}, {NodeId: "n3", Address: "h:3"}}
+	ready := pb.InstanceState_INSTANCE_STATE_READY
+	want := &pb.ModelRef{Name: "m", Version: "2", Digest: "new"}
+	r.lock(func() {
+		r.groups["default"].DesiredModel = want
+		r.instances = []*pb.Instance{
+			{Group: "default", NodeId: "n1", State: ready, Model: want, Tags: &pb.InstanceTags{NoFailover: true}},
+			{Group: "default", NodeId: "n2", State: ready, Model: &pb.ModelRef{Name: "m", Version: "1", Digest: "old"}},
+			{Group: "default", NodeId: "n3", State: ready, Model: want},
+		}
+	})
+	problems := func() string {
+		t.Helper()
+		res, err := pb.NewClusterServiceClient(r.conn).Status(t.Context(), &pb.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(res.GetProblems(), "\n")
+	}
+	all := problems()
+	for _, want := range []string{
+		"member n3 at h:3 does not answer", "primary n2 does not have the desired model m version 2", "no standby could take over",
+		"instance of n3 is not ready (DOWN, its node does not answer)",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("problems do not say %q:\n%s", want, all)
+		}
+	}
+	// The record itself is as it was.
+	if st := r.Instances("default")[2].GetState(); st != ready {
+		t.Errorf("the record of n3 is %v", st)
+	}
+	groups := pb.NewGroupServiceClient(r.conn)
+	one, err := groups.GetGroup(t.Context(), &pb.GetGroupRequest{})
+	if err != nil || one.GetInstances()[2].GetState() != pb.InstanceState_INSTANCE_STATE_DOWN {
+		t.Errorf("%v, %v", one, err)
+	}
+	list, err := groups.ListGroups(t.Context(), &pb.ListGroupsRequest{})
+	if err != nil || list.GetInstances()[2].GetState() != pb.InstanceState_INSTANCE_STATE_DOWN || list.GetInstances()[0].GetState() != ready {
+		t.Errorf("%v, %v", list, err)
+	}
+	r.members[2].Reachable = true
+	r.instances[1].Model = want
+	if all := problems(); all != "" {
+		t.Errorf("problems although all is well:\n%s", all)
+	}
+	r.clock.Advance(10 * time.Second)
+	if all := problems(); !strings.Contains(all, "group default: its lease has run out as far as this node knows") {
+		t.Errorf("problems do not tell of the lease:\n%s", all)
+	}
+}
+
 func TestCluster_Members(t *testing.T) {
 	leader, follower := newRig(t, "n1"), newRig(t, "n2")
 	leader.members = []*pb.Member{{NodeId: "n1", Reachable: true}, {NodeId: "n2"}}

@@ -30,7 +30,7 @@ func (s *Services) group(ctx context.Context, name string, level pb.ReadLevel) (
 }
 
 func noGroup(name string) error {
-	return notFound("group %q does not exist: it is made when an instance registers in it, or by Configure", name)
+	return notFound("group %q does not exist: it is made when an instance registers in it, or with 'hactl group set %s'", name, name)
 }
 
 func (x *groupServer) GetPrimary(ctx context.Context, req *pb.GetPrimaryRequest) (*pb.GetPrimaryResponse, error) {
@@ -50,14 +50,16 @@ func (x *groupServer) GetGroup(ctx context.Context, req *pb.GetGroupRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	return &pb.GetGroupResponse{Group: g, Instances: x.s.cfg.State.Instances(g.GetName()), Primary: x.s.primaryOf(g)}, nil
+	return &pb.GetGroupResponse{Group: g, Instances: x.s.instances(g.GetName(), x.s.cfg.Membership.Members()), Primary: x.s.primaryOf(g)}, nil
 }
 
 func (x *groupServer) ListGroups(ctx context.Context, req *pb.ListGroupsRequest) (*pb.ListGroupsResponse, error) {
 	if _, err := x.s.read(ctx, req.GetLevel()); err != nil {
 		return nil, err
 	}
-	return &pb.ListGroupsResponse{Groups: x.s.cfg.State.Groups(), Instances: x.s.cfg.State.Instances("")}, nil
+	return &pb.ListGroupsResponse{
+		Groups: x.s.cfg.State.Groups(), Instances: x.s.instances("", x.s.cfg.Membership.Members()),
+	}, nil
 }
 
 func (x *groupServer) Configure(ctx context.Context, req *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {

@@ -51,7 +51,7 @@ func TestGroup_GetPrimary(t *testing.T) {
 	c := pb.NewGroupServiceClient(r.conn)
 	_, err := c.GetPrimary(t.Context(), &pb.GetPrimaryRequest{})
 	wantIs(t, err, hastate.ErrNotFound)
-	if !strings.Contains(err.Error(), "Configure") {
+	if !strings.Contains(err.Error(), "hactl group set default") {
 		t.Fatalf("the error does not say what to do: %v", err)
 	}
 	serving(r)
@@ -80,6 +80,9 @@ func TestGroup_GetPrimary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if p := res.GetPrimary(); p.GetNodeId() != "" || p.GetAddress() != "" || p.GetEpoch() != 40 {
+		t.Fatalf("a primary whose lease has run out here is named: %v", p)
+	}
 	if res.GetPrimary().GetValidForMs() != 0 || res.GetStaleness() == nil || res.GetStaleness().GetLeaderKnown() {
 		t.Fatalf("old local answer %v", res)
 	}
@@ -106,6 +109,8 @@ func TestGroup_Configure(t *testing.T) {
 		"model":   {DesiredModel: &pb.ModelRef{Name: "m"}},
 		"request": {Request: &pb.RequestId{Client: 1}},
 		"name":    {Group: "a\x00b"},
+		"space":   {Group: "a b"},
+		"slash":   {Group: "a/b"},
 	} {
 		if _, err := c.Configure(t.Context(), req); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)

@@ -5,6 +5,7 @@ package api
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -68,7 +69,15 @@ func groupName(v string) (string, error) {
 	if v == "" {
 		return hastate.DefaultGroup, nil
 	}
-	return v, checkText("group", v, hastate.MaxNameBytes)
+	if err := checkText("group", v, hastate.MaxNameBytes); err != nil {
+		return v, err
+	}
+	if strings.ContainsFunc(v, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	}) {
+		return v, invalid("group %q: a name has only letters, digits, '-', '_' and '.'", v)
+	}
+	return v, nil
 }
 
 func checkMap(field string, m map[string]string, maxValue int) error {
@@ -120,12 +129,15 @@ func checkModelRef(ref *pb.ModelRef) error {
 		checkName("model version", ref.GetVersion(), hastate.MaxNameBytes))
 }
 
+func millis(ms uint64) time.Duration { return time.Duration(ms) * time.Millisecond }
+
 func checkPolicy(p *pb.GroupPolicy) error {
 	if p == nil {
 		return nil
 	}
 	if ttl := p.GetTtlMs(); ttl != 0 && (ttl < hastate.MinTTLMillis || ttl > hastate.MaxTTLMillis) {
-		return invalid("policy: ttl_ms is %d, must be %d to %d, or 0 for the default", ttl, hastate.MinTTLMillis, hastate.MaxTTLMillis)
+		return invalid("policy: lease of %v: must be %v to %v, or 0 for the default",
+			millis(uint64(ttl)), millis(hastate.MinTTLMillis), millis(hastate.MaxTTLMillis))
 	}
 	for name, ms := range map[string]uint64{
 		"calm_ms": p.GetCalmMs(), "drain_ms": uint64(p.GetDrainMs()), "promote_timeout_ms": uint64(p.GetPromoteTimeoutMs()),

@@ -149,7 +149,7 @@ func (c *Coordinator) grant(ctx context.Context, g *pb.Group, ch choice, d elect
 	if err != nil {
 		return 0, err
 	}
-	c.log.Info("granted", "group", g.GetName(), "to", to, "epoch", epoch, "kind", kind, "reason", reason)
+	c.log.Info("granted", "group", g.GetName(), "to", to, "epoch", epoch, "kind", kindWord(kind), "reason", reason)
 	c.tell(ctx, g, to, number, epoch)
 	return epoch, nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +112,11 @@ func (c *Coordinator) begin(group, what string, fn func(context.Context, *order)
 		c.wake()
 	})
 	return o, nil
+}
+
+// kindWord is a kind of transition for the log.
+func kindWord(k pb.TransitionKind) string {
+	return strings.ToLower(strings.TrimPrefix(k.String(), "TRANSITION_KIND_"))
 }
 
 // over reports whether this node leads no more, as far as it was told.

@@ -71,6 +71,10 @@ func TestSwitchoverRefused(t *testing.T) {
 			t.Errorf("to %q: %v, want %q", to, err, want)
 		}
 	}
+	_, err := cl.c.Failover(context.Background(), &pb.FailoverRequest{Group: "g", To: "n9", Force: true})
+	if !errors.Is(err, hastate.ErrNotFound) || !strings.Contains(err.Error(), "has no instance") {
+		t.Errorf("failover to n9: %v", err)
+	}
 	if g := cl.serves("n1"); g.GetEpoch() != before.GetEpoch() {
 		t.Fatal("something was changed")
 	}

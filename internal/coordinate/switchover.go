@@ -182,7 +182,7 @@ func (c *Coordinator) handover(ctx context.Context, g *pb.Group, ranked []electi
 		if err != nil {
 			return 0, "", err
 		}
-		c.log.Info("handed over", "group", g.GetName(), "from", g.GetHolder(), "to", cand.NodeID, "epoch", epoch, "kind", kind)
+		c.log.Info("handed over", "group", g.GetName(), "from", g.GetHolder(), "to", cand.NodeID, "epoch", epoch, "kind", kindWord(kind))
 		c.tell(ctx, g, cand.NodeID, number, epoch)
 		return epoch, cand.NodeID, nil
 	}

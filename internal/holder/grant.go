@@ -3,6 +3,7 @@
 package holder
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -79,7 +80,7 @@ func (e evRecord) apply(m *machine, now clock.Instant) {
 	case vacant || e.group.GetHolder() != m.node:
 		m.overInLog(now, fmt.Sprintf("epoch %d was released", epoch))
 	case e.group.GetRevoked():
-		m.revoked(now)
+		m.revoked(now, revokedReason(e.group))
 	case e.group.GetPhase() == pb.GroupPhase_GROUP_PHASE_SERVING:
 		m.hold.served, m.hold.serveAt = true, never
 	}
@@ -108,15 +109,20 @@ func (m *machine) overInLog(now clock.Instant, reason string) {
 }
 
 // revoked ends an epoch that the log does not renew any more.
-func (m *machine) revoked(now clock.Instant) {
+func (m *machine) revoked(now clock.Instant, reason string) {
 	if m.held() {
-		m.abort(now, "epoch revoked by an operator", true)
+		m.abort(now, reason, true)
 		return
 	}
 	m.fence.release = true
 	if m.phase == phaseFenced {
 		m.fence.releaseAt = min(m.fence.releaseAt, now)
 	}
+}
+
+// revokedReason is why the epoch of a record was revoked.
+func revokedReason(g *pb.Group) string {
+	return cmp.Or(g.GetReleaseReason(), "epoch revoked by an operator")
 }
 
 // reconsider takes up the grant in the record if there is one for this node and
@@ -146,7 +152,7 @@ func (m *machine) reconsider(now clock.Instant) {
 	m.hold.forced = c.forced
 	switch {
 	case g.GetRevoked():
-		m.abort(now, "epoch revoked by an operator", true)
+		m.abort(now, revokedReason(g), true)
 	case now >= m.lease.FenceAt(m.hold.margin):
 		m.abort(now, "the grant came too late", true)
 	case m.stopping:

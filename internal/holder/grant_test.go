@@ -288,3 +288,12 @@ func TestMachineConsent(t *testing.T) {
 		}
 	})
 }
+
+func TestRevokedReason(t *testing.T) {
+	if got := revokedReason(&pb.Group{Revoked: true, ReleaseReason: "restored"}); got != "restored" {
+		t.Errorf("reason %q is not that of the record", got)
+	}
+	if got := revokedReason(&pb.Group{Revoked: true}); got != "epoch revoked by an operator" {
+		t.Errorf("without one: %q", got)
+	}
+}

@@ -185,6 +185,8 @@ func (w *world) ClusterID() string {
 	}
 	return "c1"
 }
+func (w *world) Applied() (index, term uint64) { return 4711, 3 }
+
 func (w *world) Configuration() (raft.Configuration, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

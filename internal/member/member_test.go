@@ -267,7 +267,7 @@ func TestPromoteAndDemote(t *testing.T) {
 
 func TestLeaderStepsAside(t *testing.T) {
 	for name, call := range map[string]func(*Membership) error{
-		"remove": func(m *Membership) error { return m.Remove(t.Context(), "n1", false) },
+		"remove": func(m *Membership) error { return m.Remove(t.Context(), "n1", true) },
 		"demote": func(m *Membership) error { return m.Demote(t.Context(), "n1") },
 	} {
 		w := newWorld("n1", "n2", "n3")
@@ -281,6 +281,19 @@ func TestLeaderStepsAside(t *testing.T) {
 		if got := w.story(); got != "transfer n3" {
 			t.Fatalf("%s: did %q, want a transfer to the most up-to-date voter", name, got)
 		}
+	}
+}
+
+// TestLeaderStepsAside_NotInVain: leadership stays where it is if the removal is
+// refused anyway.
+func TestLeaderStepsAside_NotInVain(t *testing.T) {
+	w := newWorld("n1", "n2", "n3", "n4", "n5")
+	w.groups = []*pb.Group{{Name: "g", Holder: "n1", Phase: pb.GroupPhase_GROUP_PHASE_SERVING}}
+	m := newMembership(t, w)
+	err := m.Remove(t.Context(), "n1", false)
+	wantIs(t, err, hastate.ErrPrecondition)
+	if got := w.story(); got != "" || !strings.Contains(err.Error(), "primary of group g") {
+		t.Fatalf("did %q: %v", got, err)
 	}
 }
 

@@ -30,6 +30,9 @@ const (
 	defaultInterval = 250 * time.Millisecond
 	// seenFor is how long a node's own word about itself counts.
 	seenFor = 5 * time.Second
+	// heardFor is how long a node that does not lead counts another as reachable
+	// after it has heard from it: they exchange a word twice a second.
+	heardFor = 3 * time.Second
 )
 
 // Raft is the part of *raft.Raft that is needed.
@@ -48,6 +51,8 @@ type Raft interface {
 // State is the replicated state of this node; fsm.Machine is.
 type State interface {
 	ClusterID() string
+	// Applied is how far the log has been applied here.
+	Applied() (index, term uint64)
 	// Configuration is Raft's newest applied one and the index of its entry, which
 	// raft itself does not tell.
 	Configuration() (raft.Configuration, uint64)
@@ -121,7 +126,8 @@ func (c *Config) complete() error {
 
 // Membership changes and describes the members.
 type Membership struct {
-	cfg Config
+	cfg     Config
+	started clock.Instant
 
 	// changing has room for one token: whoever holds it may change something.
 	changing chan struct{}
@@ -136,12 +142,12 @@ func New(cfg Config) (*Membership, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	return &Membership{cfg: cfg, changing: make(chan struct{}, 1)}, nil
+	return &Membership{cfg: cfg, started: cfg.Clock.Now(), changing: make(chan struct{}, 1)}, nil
 }
 
 // Members is what this node knows of the members: those of Raft's configuration,
-// with their records. Who can be reached is known on the leader; any other node
-// knows it of itself and of the leader.
+// with their records. The leader knows who can be reached; any other node tells
+// whom it has heard from lately itself.
 func (m *Membership) Members() []*pb.Member {
 	conf, _ := m.cfg.State.Configuration()
 	records := m.records()
@@ -157,25 +163,45 @@ func (m *Membership) Members() []*pb.Member {
 			NodeId: string(s.ID), Address: cmp.Or(rec.GetAddress(), m.cfg.Address(s.ID)), Role: roleOf(s.Suffrage),
 			PromoteWhenCaughtUp: rec.GetPromoteWhenCaughtUp(), Version: rec.GetVersion(), Leader: s.ID == leader,
 		}
-		if seen, ok := m.cfg.Seen(s.ID); ok {
+		if s.ID == m.cfg.ID {
+			one.Reachable, one.Version = true, m.cfg.Version
+			one.AppliedIndex, _ = m.cfg.State.Applied()
+			out = append(out, one)
+			continue
+		}
+		seen, ok := m.cfg.Seen(s.ID)
+		if ok {
 			one.AppliedIndex, one.Version = seen.Applied, cmp.Or(seen.Version, one.GetVersion())
 		}
-		switch {
-		case s.ID == m.cfg.ID:
-			one.Reachable, one.Version = true, m.cfg.Version
-		case leading:
-			one.Reachable = m.reachable(s.ID)
-			if at, ok := m.cfg.Reach.LastAnswered(s.ID); ok {
-				one.LastContactMs = uint64(max(0, m.cfg.Clock.Now().Sub(at).Milliseconds()))
+		var silent time.Duration
+		if leading {
+			one.Reachable, silent = m.reachable(s.ID), m.silent(s.ID)
+		} else {
+			silent = m.sinceStart()
+			if ok {
+				silent = seen.Age
 			}
-		default:
-			one.Reachable = s.ID == leader
+			// Raft knows a leader only while it hears from it.
+			one.Reachable = s.ID == leader || ok && silent <= heardFor
 		}
+		one.LastContactMs = uint64(max(0, silent.Milliseconds()))
 		out = append(out, one)
 	}
 	slices.SortFunc(out, func(a, b *pb.Member) int { return cmp.Compare(a.GetNodeId(), b.GetNodeId()) })
 	return out
 }
+
+// silent is how long ago a node last answered the leader: since this one was
+// started if it never did.
+func (m *Membership) silent(id raft.ServerID) time.Duration {
+	at, ok := m.cfg.Reach.LastAnswered(id)
+	if !ok {
+		return m.sinceStart()
+	}
+	return m.cfg.Clock.Now().Sub(at)
+}
+
+func (m *Membership) sinceStart() time.Duration { return m.cfg.Clock.Now().Sub(m.started) }
 
 func (m *Membership) records() map[raft.ServerID]*pb.Member {
 	out := make(map[raft.ServerID]*pb.Member)

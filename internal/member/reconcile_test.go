@@ -67,7 +67,32 @@ func TestMembers(t *testing.T) {
 	}
 	w.locked(func() { w.state, w.leader = raft.Follower, "n2" })
 	got = m.Members()
-	if got[0].GetLeader() || !got[1].GetLeader() || !got[0].GetReachable() || got[2].GetReachable() {
+	if got[0].GetLeader() || !got[1].GetLeader() || !got[0].GetReachable() || !got[2].GetReachable() {
 		t.Fatalf("members as a follower sees them %v", got)
+	}
+	if got[0].GetAppliedIndex() != 4711 {
+		t.Fatalf("this node has applied %d", got[0].GetAppliedIndex())
+	}
+	w.locked(func() { w.seen["n3"] = Seen{Applied: 3, Age: heardFor + time.Second} })
+	if got = m.Members(); got[2].GetReachable() || got[2].GetLastContactMs() != 4000 || got[2].GetAppliedIndex() != 3 {
+		t.Fatalf("a member that a follower has not heard from lately: %v", got[2])
+	}
+}
+
+// TestMembers_NeverAnswered: a node that never answered was not heard from just
+// now.
+func TestMembers_NeverAnswered(t *testing.T) {
+	w := newWorld("n1", "n2", "n3")
+	m := newMembership(t, w)
+	w.locked(func() {
+		delete(w.answered, "n3")
+		delete(w.seen, "n3")
+	})
+	w.clock.Advance(time.Minute)
+	for _, state := range []raft.RaftState{raft.Leader, raft.Follower} {
+		w.locked(func() { w.state, w.leader = state, "" })
+		if got := m.Members()[2]; got.GetReachable() || got.GetLastContactMs() != 60_000 {
+			t.Errorf("as %v: %v", state, got)
+		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 // Remove takes a node out of the cluster. If that is the leader, it hands
 // leadership over and answers NotLeaderError: the new leader is to be asked.
 func (m *Membership) Remove(ctx context.Context, id string, force bool) error {
-	if err := m.stepAside(ctx, id); err != nil {
+	if err := m.stepAside(ctx, id, func(p *plan, s raft.Server) error { return m.mayLeave(p, s, force) }); err != nil {
 		return err
 	}
 	return m.change(ctx, func(ctx context.Context, p *plan) error {
@@ -134,7 +134,7 @@ func (m *Membership) promote(ctx context.Context, p *plan, s raft.Server) error 
 // Demote makes a voter a replica. If that is the leader, it hands leadership over
 // and answers NotLeaderError.
 func (m *Membership) Demote(ctx context.Context, id string) error {
-	if err := m.stepAside(ctx, id); err != nil {
+	if err := m.stepAside(ctx, id, func(p *plan, s raft.Server) error { return m.mayLoseVoter(p, s.ID, true) }); err != nil {
 		return err
 	}
 	return m.change(ctx, func(ctx context.Context, p *plan) error {
@@ -163,16 +163,19 @@ func (m *Membership) Demote(ctx context.Context, id string) error {
 }
 
 // stepAside hands leadership over if id is this node and it leads, so that the
-// new leader can do what was asked. Nothing has been done then.
-func (m *Membership) stepAside(ctx context.Context, id string) error {
+// new leader can do what was asked. Nothing has been done then. may tells whether
+// the new leader could: leadership does not move for what would be refused.
+func (m *Membership) stepAside(ctx context.Context, id string, may func(*plan, raft.Server) error) error {
 	if id != string(m.cfg.ID) || m.cfg.Raft.State() != raft.Leader {
 		return nil
 	}
 	conf, _ := m.cfg.State.Configuration()
 	p := &plan{conf: conf}
-	if rest := p.voters(m.cfg.ID, ""); len(rest) == 0 {
-		return refuse("%s is the last voter: add another first", id)
-	} else if err := m.canCommit(rest); err != nil {
+	s, ok := p.server(m.cfg.ID)
+	if !ok {
+		return notMember(id)
+	}
+	if err := may(p, s); err != nil {
 		return err
 	}
 	if _, err := m.Transfer(ctx, ""); err != nil {

@@ -315,12 +315,14 @@ func edit(t *testing.T, path string, change func([]byte) []byte) {
 
 func write(name, text string) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		edit(t, filepath.Join(dir, name), func([]byte) []byte { return []byte(text) })
 	}
 }
 
 func replace(name, from, to string) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		edit(t, filepath.Join(dir, name), func(data []byte) []byte {
 			if !bytes.Contains(data, []byte(from)) {
 				t.Fatalf("%s is not in %s", from, name)
@@ -332,6 +334,7 @@ func replace(name, from, to string) func(*testing.T, string) {
 
 func truncate(name string, size int64) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		if err := os.Truncate(filepath.Join(dir, name), size); err != nil {
 			t.Fatal(err)
 		}
@@ -340,6 +343,7 @@ func truncate(name string, size int64) func(*testing.T, string) {
 
 func remove(name string) func(*testing.T, string) {
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -352,6 +356,7 @@ func flip(name, text string) func(*testing.T, string) {
 	flipped := []byte(text)
 	flipped[len(flipped)/2] ^= 1
 	return func(t *testing.T, dir string) {
+		t.Helper()
 		edit(t, filepath.Join(dir, name), func(data []byte) []byte {
 			if !bytes.Contains(data, []byte(text)) {
 				t.Fatalf("%s is not in %s", text, name)
@@ -363,6 +368,7 @@ func flip(name, text string) func(*testing.T, string) {
 
 // newerState gives the state file the version of a later program.
 func newerState(t *testing.T, dir string) {
+	t.Helper()
 	db, err := bolt.Open(filepath.Join(dir, "state.db"), 0o600, nil)
 	if err != nil {
 		t.Fatal(err)

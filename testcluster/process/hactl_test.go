@@ -105,8 +105,14 @@ func TestHactl(t *testing.T) {
 		name string
 		run  func(t *testing.T, c *cluster, h hactl)
 	}{
-		{"look", hactlLooks}, {"sessions", hactlSessions}, {"models", hactlModels}, {"primary", hactlMoves},
-		{"leader", hactlLeader}, {"members", hactlMembers}, {"snapshots", hactlSnapshots}, {"no leader", hactlWithoutLeader},
+		{"look", hactlLooks},
+		{"sessions", hactlSessions},
+		{"models", hactlModels},
+		{"primary", hactlMoves},
+		{"leader", hactlLeader},
+		{"members", hactlMembers},
+		{"snapshots", hactlSnapshots},
+		{"no leader", hactlWithoutLeader},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			part.run(t, c.as(t), hactl{t, []string{"--endpoints", strings.Join(c.endpoints(), ",")}})

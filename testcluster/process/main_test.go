@@ -20,7 +20,7 @@ var hanodePath, hactlPath string
 // that of what those start themselves.
 const mark = "HASTATE_PROCESS_TEST"
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) { os.Exit(run(m)) } //nolint:forbidigo // a main like any other
 
 func run(m *testing.M) int {
 	// What a developer has set must not reach the programs under test.
