@@ -394,9 +394,15 @@ func hactlSnapshots(t *testing.T, c *cluster, h hactl) {
 // hactlWithoutLeader: two of three nodes are gone.
 func hactlWithoutLeader(t *testing.T, c *cluster, h hactl) {
 	left := c.hosts[0]
-	h.ok("session", "put", "local", "x")
-	kill(t, c.hosts[1].node, c.hosts[2].node)
 	alone := hactl{t, []string{"--endpoints", left.grpc, "--timeout", "3s"}}
+	h.ok("session", "put", "local", "x")
+	eventually(t, "the session on "+left.id, func() error { // a follower hears of a commit a little later
+		if r := alone.run("session", "get", "local", "--local", "--value"); r.code != 0 {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
+	kill(t, c.hosts[1].node, c.hosts[2].node)
 	eventually(t, "no leader", func() error {
 		if r := alone.run("status"); r.code != 3 || !strings.Contains(r.stdout, "n1") || !strings.Contains(r.stderr, "majority") {
 			return fmt.Errorf("%v", r)
