@@ -347,6 +347,6 @@ func (n *Node) askToJoin(ctx context.Context, address string) (*pb.JoinResponse,
 	}
 	defer func() { _ = conn.Close() }()
 	return pb.NewPeerServiceClient(conn).Join(ctx, &pb.JoinRequest{
-		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState(), Version: n.cfg.Version,
+		NodeId: n.cfg.NodeID, Address: n.advertise, Replica: n.cfg.Replica, Empty: !n.hasState() && !n.admission.is(), Version: n.cfg.Version,
 	})
 }

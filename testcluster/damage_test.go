@@ -168,7 +168,7 @@ func says(t *testing.T, err error, file string, d damage) {
 	if !strings.Contains(text, file) {
 		t.Errorf("%s %s: %q does not name the file", d.file, d.what, text)
 	}
-	for _, advice := range []string{"join again", "restore", "run a newer"} {
+	for _, advice := range []string{"join again", "restore", "newer version", "newer hanode"} {
 		if strings.Contains(text, advice) {
 			return
 		}

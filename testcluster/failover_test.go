@@ -4,6 +4,7 @@ package testcluster
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,13 +27,14 @@ func TestFailover_ModelServerKilled(t *testing.T) {
 	if second == first {
 		t.Fatalf("the dead instance of %s is primary again", first.ID)
 	}
-	tr := transition(t, second, next)
-	if tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER || tr.GetFrom() != first.ID || tr.GetTo() != second.ID ||
-		tr.GetEpochBefore() != epoch || tr.GetOutcome() != pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING || tr.GetReason() == "" {
+	if tr := replaced(t, second, epoch); tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER || tr.GetFrom() != first.ID || tr.GetReason() == "" {
 		t.Fatalf("history says %v", tr)
 	}
-	if got := second.Instance.Promoted(); len(got) != 1 || got[0] != next {
-		t.Fatalf("%s was promoted under %v, want [%d]", second.ID, got, next)
+	if tr := transition(t, second, next); tr.GetTo() != second.ID || tr.GetOutcome() != pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING {
+		t.Fatalf("history says %v", tr)
+	}
+	if got := second.Instance.Promoted(); !slices.Contains(got, next) {
+		t.Fatalf("%s was promoted under %v, not under %d", second.ID, got, next)
 	}
 }
 
@@ -45,16 +47,14 @@ func TestFailover_HostOfLeaderAndPrimaryLost(t *testing.T) {
 	first.Crash()
 	first.Instance.Kill()
 	second, next := c.WaitPrimary(epoch)
-	if tr := transition(t, second, next); tr.GetFrom() != first.ID || tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER {
+	if tr := replaced(t, second, epoch); tr.GetFrom() != first.ID || tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FAILOVER {
 		t.Fatalf("history says %v", tr)
 	}
 	// The lost host comes back as a standby and catches up.
 	first.Instance.Restart()
 	first.Start()
 	c.WaitReady()
-	if p, again := c.WaitPrimary(0); p != second || again != next {
-		t.Fatalf("its return moved primaryship to %s, epoch %d", p.ID, again)
-	}
+	stays(t, c, second, next)
 }
 
 // A node that is stopped hands over what it has: primaryship by a Release, not by
@@ -62,32 +62,41 @@ func TestFailover_HostOfLeaderAndPrimaryLost(t *testing.T) {
 func TestStop_HandsOver(t *testing.T) {
 	t.Parallel()
 	c := New(t, Options{})
-	c.WaitReady()
-	first, epoch := c.WaitPrimary(0)
-	makeLead(t, c, first)
-	term := first.Node().Raft().CurrentTerm()
-	before := map[*Member]uint64{}
-	for _, m := range c.Others(first) {
-		before[m] = c.Network.Sent(raftID(first), raftID(m), transport.KindTimeoutNow)
+	for range tries {
+		c.WaitReady()
+		first, epoch := c.WaitPrimary(0)
+		makeLead(t, c, first)
+		term, before := first.Node().Raft().CurrentTerm(), offers(c, first)
+		first.Stop()
+		second, _ := c.WaitPrimary(epoch)
+		leader := c.WaitLeader()
+		if role := first.Instance.Role(); role != pb.Role_ROLE_STANDBY {
+			t.Fatalf("the instance of the stopped node is %v", role)
+		}
+		tr, offered := replaced(t, second, epoch), offers(c, first)-before
+		if strings.Contains(tr.GetReason(), "lease") || leader.Node().Raft().CurrentTerm() > term+1 {
+			t.Logf("the machine was too busy: %v", tr)
+			first.Start()
+			continue
+		}
+		if !strings.Contains(tr.GetReason(), "node stopping") || tr.GetDetectedBy() != first.ID || tr.GetFrom() != first.ID {
+			t.Fatalf("history says %v", tr)
+		}
+		if offered == 0 {
+			t.Fatalf("%s leads, and the stopped leader has offered leadership to nobody", leader.ID)
+		}
+		return
 	}
-	first.Stop()
-	second, next := c.WaitPrimary(epoch)
-	tr := transition(t, second, next)
-	if !strings.Contains(tr.GetReason(), "node stopping") || tr.GetDetectedBy() != first.ID || tr.GetFrom() != first.ID {
-		t.Fatalf("history says %v", tr)
+	t.Skipf("in %d tries the stopped node lost its lease or its leadership before it could hand them over", tries)
+}
+
+// offers counts what a member has sent to make another lead.
+func offers(c *Cluster, from *Member) uint64 {
+	var n uint64
+	for _, m := range c.Members {
+		n += c.Network.Sent(raftID(from), raftID(m), transport.KindTimeoutNow)
 	}
-	offered := uint64(0)
-	for m, n := range before {
-		offered += c.Network.Sent(raftID(first), raftID(m), transport.KindTimeoutNow) - n
-	}
-	if leader := c.WaitLeader(); leader.Node().Raft().CurrentTerm() > term && offered == 0 {
-		t.Fatalf("%s leads, and the stopped leader has offered leadership to nobody", leader.ID)
-	}
-	if role := first.Instance.Role(); role != pb.Role_ROLE_STANDBY {
-		t.Fatalf("the instance of the stopped node is %v", role)
-	}
-	first.Start()
-	c.WaitReady()
+	return n
 }
 
 func TestFailover_PrimaryCutOff(t *testing.T) {
@@ -106,9 +115,7 @@ func TestFailover_PrimaryCutOff(t *testing.T) {
 		return nil
 	})
 	c.Network.Heal()
-	if p, again := c.WaitPrimary(0); p != second || again != next {
-		t.Fatalf("healing moved primaryship to %s, epoch %d", p.ID, again)
-	}
+	stays(t, c, second, next)
 }
 
 // It runs alone: it is about an election that ends before a lease does.

@@ -48,7 +48,7 @@ type Instance struct {
 func newInstance(tb testing.TB) *Instance {
 	tb.Helper()
 	in := &Instance{tb: tb, changed: make(chan struct{}), state: pb.InstanceState_INSTANCE_STATE_READY, role: pb.Role_ROLE_STANDBY}
-	in.start("127.0.0.1:0")
+	in.start(newAddress(tb))
 	tb.Cleanup(in.Kill)
 	return in
 }

@@ -93,7 +93,7 @@ func (s *scene) elected(patience time.Duration, meanwhile func(), among ...*Memb
 			s.next = m
 			ctx, cancel := context.WithTimeout(s.t.Context(), time.Until(end))
 			defer cancel()
-			return tryPut(ctx, s.t, m, s.key, "new") == nil
+			return tryPut(ctx, dial(s.t, m), s.key, "new") == nil
 		}
 	}
 	return false

@@ -5,6 +5,7 @@ package testcluster
 import (
 	"context"
 	"flag"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/wait"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
@@ -98,17 +100,58 @@ func makePrimary(t *testing.T, c *Cluster, to *Member) uint64 {
 	}
 }
 
-// put writes a session at one member and fails the test if it cannot.
-func put(t *testing.T, m *Member, id, value string) {
+// ordered has an order carried out, and insists: nodes of a busy machine may not
+// answer the leader in time.
+func ordered(t *testing.T, c *Cluster, order func(primary *Member, epoch uint64) error) {
 	t.Helper()
-	if err := tryPut(within(t), t, m, id, value); err != nil {
-		t.Fatalf("put at %s: %v", m.ID, err)
+	deadline := time.Now().Add(Patience)
+	for {
+		err := order(c.WaitPrimary(0))
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 }
 
-func tryPut(ctx context.Context, t *testing.T, m *Member, id, value string) error {
+// replaced is the transition that followed an epoch, and stays what has to be
+// said if another epoch than this one serves: on a busy machine leases run out.
+func replaced(t *testing.T, m *Member, epoch uint64) *pb.Transition {
 	t.Helper()
-	_, err := pb.NewSessionServiceClient(dial(t, m)).Put(ctx, &pb.PutRequest{Session: &pb.Session{Id: id, Value: []byte(value)}})
+	for _, tr := range m.Node().Machine().History(hastate.DefaultGroup, 100) {
+		if tr.GetEpochBefore() == epoch {
+			return tr
+		}
+	}
+	t.Fatalf("%s has no transition from epoch %d", m.ID, epoch)
+	return nil
+}
+
+func stays(t *testing.T, c *Cluster, holder *Member, epoch uint64) {
+	t.Helper()
+	p, again := c.WaitPrimary(0)
+	if p == holder && again == epoch {
+		return
+	}
+	tr := replaced(t, p, epoch)
+	if !strings.Contains(tr.GetReason(), "lease") {
+		t.Fatalf("primaryship moved from %s: %v", holder.ID, tr)
+	}
+	t.Logf("primaryship moved from %s for a reason of its own: %s", holder.ID, tr.GetReason())
+}
+
+// put writes a session at one member, over and over until that is acknowledged.
+func put(t *testing.T, m *Member, id, value string) {
+	t.Helper()
+	conn := dial(t, m)
+	ctx := within(t)
+	wait.Until(t, Patience, func() error { return tryPut(ctx, conn, id, value) })
+}
+
+func tryPut(ctx context.Context, conn grpc.ClientConnInterface, id, value string) error {
+	_, err := pb.NewSessionServiceClient(conn).Put(ctx, &pb.PutRequest{Session: &pb.Session{Id: id, Value: []byte(value)}})
 	return hastate.FromStatus(err)
 }
 

@@ -209,6 +209,7 @@ func TestMember_VoterWithoutItsData(t *testing.T) {
 		lost.Config().Join, lost.Config().BootstrapExpect = join, 0
 		prepare()
 		lost.Start()
+		t.Log(name)
 		r := lost.Node().Raft()
 		err := lost.Wait()
 		if err == nil || !strings.Contains(err.Error(), "comes back without its data") {

@@ -18,22 +18,23 @@ func TestSwitchover(t *testing.T) {
 	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
-	first, epoch := c.WaitPrimary(0)
-	to := c.Others(first)[1]
 	// Any node takes the order.
 	groups := pb.NewGroupServiceClient(dial(t, c.Others(c.WaitLeader())[0]))
-	reply, err := groups.Switchover(within(t), &pb.SwitchoverRequest{To: to.ID, Reason: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr := reply.GetTransition()
-	if tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_SWITCHOVER || tr.GetFrom() != first.ID || tr.GetTo() != to.ID ||
-		tr.GetEpoch() <= epoch || tr.GetOutcome() != pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING {
-		t.Fatalf("transition %v", tr)
-	}
-	if p, _ := c.WaitPrimary(epoch); p != to {
-		t.Fatalf("%s serves, want %s", p.ID, to.ID)
-	}
+	var to *Member
+	ordered(t, c, func(first *Member, epoch uint64) error {
+		to = c.Others(first)[1]
+		reply, err := groups.Switchover(within(t), &pb.SwitchoverRequest{To: to.ID, Reason: "test"})
+		if err != nil {
+			return err
+		}
+		tr := reply.GetTransition()
+		if tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_SWITCHOVER || tr.GetFrom() != first.ID || tr.GetTo() != to.ID ||
+			tr.GetEpoch() <= epoch || tr.GetOutcome() != pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING {
+			t.Fatalf("transition %v", tr)
+		}
+		stays(t, c, to, tr.GetEpoch())
+		return nil
+	})
 	// To itself is refused with words.
 	if _, err := groups.Switchover(within(t), &pb.SwitchoverRequest{To: to.ID}); err == nil {
 		t.Fatal("a switchover to the primary itself succeeded")
@@ -64,16 +65,18 @@ func TestFailoverOrdered(t *testing.T) {
 	t.Parallel()
 	c := New(t, Options{})
 	c.WaitReady()
-	first, epoch := c.WaitPrimary(0)
-	groups := pb.NewGroupServiceClient(dial(t, first))
-	reply, err := groups.Failover(within(t), &pb.FailoverRequest{Reason: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tr := reply.GetTransition(); tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FORCED || tr.GetTo() == first.ID {
-		t.Fatalf("transition %v", tr)
-	}
-	c.WaitPrimary(epoch)
+	groups := pb.NewGroupServiceClient(dial(t, c.Members[0]))
+	ordered(t, c, func(first *Member, epoch uint64) error {
+		reply, err := groups.Failover(within(t), &pb.FailoverRequest{Reason: "test"})
+		if err != nil {
+			return err
+		}
+		if tr := reply.GetTransition(); tr.GetKind() != pb.TransitionKind_TRANSITION_KIND_FORCED || tr.GetTo() == first.ID {
+			t.Fatalf("transition %v", tr)
+		}
+		c.WaitPrimary(epoch)
+		return nil
+	})
 }
 
 func TestPause_StopsAutomaticFailover(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
@@ -100,7 +102,8 @@ func TestSnapshot_FarBehindAndDivergent(t *testing.T) {
 			old.Node().Raft().Barrier(0) // it is answered when the node leads no more
 		}
 		wait.Until(t, Patience, func() error {
-			if last := old.Node().Raft().LastIndex(); last < common+uint64(tail) { //nolint:gosec // small
+			last := old.Node().Raft().LastIndex()
+			if last < common+uint64(tail) && old.Node().Raft().State() == raft.Leader { //nolint:gosec // small
 				return fmt.Errorf("%s has entries up to %d", old.ID, last)
 			}
 			return nil

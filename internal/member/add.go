@@ -78,10 +78,9 @@ func (m *Membership) comeBack(ctx context.Context, p *plan, s raft.Server, req *
 	if err := m.notTwice(ctx, s.ID, rec.GetAddress(), req.GetAddress()); err != nil {
 		return err
 	}
-	_, answered := m.cfg.Reach.LastAnswered(s.ID)
-	if req.GetEmpty() && s.Suffrage == raft.Voter && (rec != nil || answered) {
-		// It was seen with data, or has taken part: a node that is not in yet answers
-		// nothing. What it has forgotten, a majority may rely on.
+	if req.GetEmpty() && s.Suffrage == raft.Voter {
+		// What it has forgotten, a majority may rely on. One that begins the cluster
+		// with others and has no data yet knows that, and does not call itself empty.
 		return refuse("node %s is a voter and comes back without its data: remove it first (hactl member remove %s), then let it join", s.ID, s.ID)
 	}
 	if rec == nil || rec.GetAddress() == req.GetAddress() {

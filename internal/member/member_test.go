@@ -150,12 +150,11 @@ func TestJoin(t *testing.T) {
 	if !strings.Contains(err.Error(), "remove") {
 		t.Fatalf("the refusal does not say what to do: %v", err)
 	}
-	// One that took part and was lost before it was recorded.
-	w.locked(func() { delete(w.records, "n3") })
+	// One that was lost before anything is known of it.
+	w.locked(func() { delete(w.records, "n3"); delete(w.answered, "n3") })
 	wantIs(t, join("n3", "n3:1", true), hastate.ErrPrecondition)
-	// A voter of the first configuration that never had any.
-	w.locked(func() { delete(w.answered, "n3") })
-	if err := join("n3", "n3:1", true); err != nil {
+	// One of the first configuration that knows why it has none.
+	if err := join("n3", "n3:1", false); err != nil {
 		t.Fatal(err)
 	}
 	// Another process with the id of a running one.

@@ -98,8 +98,8 @@ func agreed(rec *pb.Member) *pb.Member {
 }
 
 // wanted is the record that a server of the configuration should have; nil if
-// that cannot be said yet. A voter gets one only when it has been seen with data
-// (Join relies on that).
+// that cannot be said yet. A voter gets one only when it has been seen with data:
+// before that nobody knows where it is.
 func (m *Membership) wanted(p *plan, s raft.Server) *pb.Member {
 	rec := p.records[s.ID]
 	seen, ok := m.cfg.Seen(s.ID)

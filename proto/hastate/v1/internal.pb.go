@@ -1437,7 +1437,7 @@ type JoinRequest struct {
 	NodeId  string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Replica bool                   `protobuf:"varint,3,opt,name=replica,proto3" json:"replica,omitempty"`
-	// The caller has no data.
+	// The caller has no data, and may have had some.
 	Empty         bool   `protobuf:"varint,4,opt,name=empty,proto3" json:"empty,omitempty"`
 	Version       string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
