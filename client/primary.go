@@ -123,6 +123,9 @@ func noPrimary(p Primary) error {
 	if p.NodeID != "" {
 		return fmt.Errorf("group %q: %w: node %q is being promoted", p.Group, ErrNoPrimary, p.NodeID)
 	}
+	if p.Phase == pb.GroupPhase_GROUP_PHASE_SERVING {
+		return fmt.Errorf("group %q: %w: the lease of the last one has run out", p.Group, ErrNoPrimary)
+	}
 	return fmt.Errorf("group %q: %w: it is vacant", p.Group, ErrNoPrimary)
 }
 
