@@ -20,9 +20,21 @@ func hanode(args ...string) (code int, stdout, stderr string) {
 
 func TestRun_Usage(t *testing.T) {
 	for _, args := range [][]string{
-		{"start"}, {"run", "x"}, {"run", "--nosuch"}, {"run", "--replica=perhaps"}, {"run", "--node-id", "n1"}, {"version", "x"}, {"config", "x"},
-		{"demo", "--fault", "nosuch"}, {"demo", "--fault", ""}, {"demo", "--profile", "nosuch"}, {"demo", "--base-port", "-1"},
-		{"demo", "--base-port", "65535"}, {"demo", "--keep", "--json"}, {"textserver", "--nosuch"}, {"textserver", "x"},
+		{"start"},
+		{"run", "x"},
+		{"run", "--nosuch"},
+		{"run", "--replica=perhaps"},
+		{"run", "--node-id", "n1"},
+		{"version", "x"},
+		{"config", "x"},
+		{"demo", "--fault", "nosuch"},
+		{"demo", "--fault", ""},
+		{"demo", "--profile", "nosuch"},
+		{"demo", "--base-port", "-1"},
+		{"demo", "--base-port", "65535"},
+		{"demo", "--keep", "--json"},
+		{"textserver", "--nosuch"},
+		{"textserver", "x"},
 	} {
 		code, stdout, stderr := hanode(args...)
 		if code != exitUsage || stdout != "" && args[0] != "textserver" {
@@ -40,8 +52,11 @@ func TestRun_Prints(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "Usage:"}, {[]string{"--help"}, "textserver"}, {[]string{"run", "--help"}, "HANODE_<FLAG>"},
-		{[]string{"version"}, "hanode "}, {[]string{"config"}, "bootstrap_expect: 0"},
+		{nil, "Usage:"},
+		{[]string{"--help"}, "textserver"},
+		{[]string{"run", "--help"}, "HANODE_<FLAG>"},
+		{[]string{"version"}, "hanode "},
+		{[]string{"config"}, "bootstrap_expect: 0"},
 	} {
 		code, stdout, stderr := hanode(c.args...)
 		hidden := c.want == "textserver"
