@@ -187,7 +187,11 @@ func TestState_Links(t *testing.T) {
 	}
 	link(Link{Loss: 1})
 	check("lost", "n2", short, codes.DeadlineExceeded)
-	check("lost in a stream", "n2", 0, codes.Unavailable)
+	go func() { held <- call("n2", 0) }()
+	link(Link{})
+	if got := <-held; got != codes.OK {
+		t.Errorf("lost in a stream, and sent again: %v", got)
+	}
 	link(Link{Reset: 1})
 	check("reset", "n2", long, codes.Unavailable)
 	link(Link{DelayMS: 60_000})

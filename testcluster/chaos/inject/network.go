@@ -13,8 +13,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// streamLoss is how long a stream goes on without a message that was lost in it.
-const streamLoss = time.Second
+// The first and the longest wait before a message that was lost in a stream is sent
+// again: about those of TCP.
+const firstResend, lastResend = 200 * time.Millisecond, 3 * time.Second
 
 // network disturbs the calls of one node; it is a transport.FaultHook.
 type network struct {
@@ -54,8 +55,12 @@ func (n *network) Before(ctx context.Context, _, to raft.ServerID, _ string) err
 	if rand.Float64() < l.Reset { //nolint:gosec // any number will do
 		return status.Errorf(codes.Unavailable, "chaos: the connection from %s to %s was reset", n.self, to)
 	}
-	if rand.Float64() < l.Loss { //nolint:gosec // any number will do
-		return n.lose(ctx, to)
+	if _, ok := ctx.Deadline(); ok && lost(l) {
+		<-ctx.Done()
+		return ended(ctx)
+	}
+	if err := n.resend(ctx, to); err != nil {
+		return err
 	}
 	delay := time.Duration(l.DelayMS) * time.Millisecond
 	if l.JitterMS > 0 {
@@ -64,12 +69,8 @@ func (n *network) Before(ctx context.Context, _, to raft.ServerID, _ string) err
 	if delay <= 0 {
 		return nil
 	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-		return ended(ctx)
+	if err := pause(ctx, delay); err != nil {
+		return err
 	}
 	return n.pass(ctx, to)
 }
@@ -89,19 +90,34 @@ func (n *network) pass(ctx context.Context, to raft.ServerID) error {
 	}
 }
 
-// lose waits until the caller gives up, or a stream without a deadline has broken.
-func (n *network) lose(ctx context.Context, to raft.ServerID) error {
-	var broken <-chan time.Time
-	if _, ok := ctx.Deadline(); !ok {
-		timer := time.NewTimer(streamLoss)
-		defer timer.Stop()
-		broken = timer.C
+func lost(l Link) bool { return rand.Float64() < l.Loss } //nolint:gosec // any number will do
+
+// resend waits until a message of a stream gets through: a stream cannot lose one
+// and go on. What has a deadline was not lost.
+func (n *network) resend(ctx context.Context, to raft.ServerID) error {
+	if _, ok := ctx.Deadline(); ok {
+		return nil
 	}
+	for wait := firstResend; ; wait = min(2*wait, lastResend) {
+		l, _ := n.link(to)
+		if !lost(l) {
+			return nil
+		}
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// pause lets a message wait.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	select {
+	case <-timer.C:
+		return nil
 	case <-ctx.Done():
 		return ended(ctx)
-	case <-broken:
-		return status.Errorf(codes.Unavailable, "chaos: a message from %s to %s was lost and its stream broke", n.self, to)
 	}
 }
 

@@ -32,8 +32,8 @@ type Link struct {
 	DelayMS  int64 `json:"delay_ms,omitempty"`
 	JitterMS int64 `json:"jitter_ms,omitempty"`
 	// Loss is the share of messages that are lost without a word: the caller waits
-	// until it gives up. In a stream, which cannot lose one and go on, the loss breaks
-	// it after a second.
+	// until it gives up. In a stream, which cannot lose one and go on, a lost message
+	// is sent again after 200 ms, then after twice that, and so on.
 	Loss float64 `json:"loss,omitempty"`
 	// Reset is the share of messages that fail at once.
 	Reset float64 `json:"reset,omitempty"`
