@@ -17,6 +17,7 @@ import (
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/clock"
+	"github.com/hastate/hastate/internal/holder"
 	"github.com/hastate/hastate/internal/logstore"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/transport"
@@ -69,7 +70,15 @@ type Faults struct {
 	WatchdogOff bool
 	// Wall is the wall clock for stamps that people read; nil: time.Now.
 	Wall func() time.Time
+	// OnLease is told the changes of the leases held beside this node, in instants
+	// of Clock: their beginning and renewals before anything is done under them,
+	// their end before anybody else hears of it. It is called by a goroutine of each
+	// group and must not block. nil: nobody is told.
+	OnLease func(LeaseChange)
 }
+
+// LeaseChange is the beginning, a renewal or the end of a lease.
+type LeaseChange = holder.LeaseChange
 
 // InstanceConfig is one model server beside the node.
 type InstanceConfig struct {

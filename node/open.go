@@ -217,6 +217,7 @@ func (n *Node) openHolders() error {
 		h, err := holder.New(holder.Config{
 			NodeID: n.cfg.NodeID, Group: in.Group, Instance: attached, Address: in.Address, Tags: in.Tags,
 			Profile: n.cfg.Profile, Clock: n.cfg.Clock, State: n.machine, Proposer: n.proposer, Logger: n.log,
+			OnLease: n.cfg.Faults.OnLease,
 		})
 		if err != nil {
 			return err

@@ -89,7 +89,7 @@ func newVersionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "hanode", build.Version())
+			fmt.Fprintln(cmd.OutOrStdout(), "hanode", build.Version()+buildNote)
 			return nil
 		},
 	}

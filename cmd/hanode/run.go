@@ -74,18 +74,22 @@ func runNode(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err := cfg.Validate(); err != nil {
 		return usageError{err}
 	}
+	faults, err := installFaults(&cfg)
+	if err != nil {
+		return usageError{err}
+	}
 	n, err := node.Open(cfg)
 	if err != nil {
-		return err
+		return errors.Join(err, faults.Close())
 	}
 	fmt.Fprintf(stdout, "hanode %s is up: gRPC %s, HTTP %s, data %s\n", cfg.NodeID, n.Address(), n.HTTPAddress(), cfg.DataDir)
 	err = n.Run(ctx)
 	var stalled *node.StalledError
 	if errors.As(err, &stalled) {
 		// Close would wait for the call that hangs.
-		return err
+		return errors.Join(err, faults.Close())
 	}
-	return errors.Join(err, n.Close())
+	return errors.Join(err, n.Close(), faults.Close())
 }
 
 // nodeConfig turns what people wrote into what the node takes.

@@ -41,6 +41,11 @@ type Config struct {
 	// OnRole is told each role before anything else is done under it. It must not
 	// block. May be nil.
 	OnRole func(Role)
+	// OnLease is told each change of a lease: its beginning and renewals before
+	// anything is done under them, its end when the role was taken back and the
+	// instance is silent, before anybody else hears of that. It must not block. May
+	// be nil.
+	OnLease func(LeaseChange)
 }
 
 // Holder keeps the lease of one group beside one instance. Its methods may be
@@ -77,6 +82,9 @@ func New(cfg Config) (*Holder, error) {
 	}
 	if cfg.OnRole == nil {
 		cfg.OnRole = func(Role) {}
+	}
+	if cfg.OnLease == nil {
+		cfg.OnLease = func(LeaseChange) {}
 	}
 	switch {
 	case cfg.NodeID == "" || len(cfg.NodeID) > hastate.MaxNameBytes:

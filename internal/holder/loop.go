@@ -33,7 +33,11 @@ type loop struct {
 	m      *machine
 	report reporter
 	// role is the one that was published.
-	role    Role
+	role Role
+	// told and silent are what OnLease was told last: a lease that is held, and the
+	// newest epoch after which the instance was silenced.
+	told    LeaseChange
+	silent  uint64
 	answers map[uint64]chan any
 	// ctx ends all calls; it ends after Run's own.
 	ctx           context.Context
@@ -145,12 +149,17 @@ func (l *loop) step(ev event) {
 	case evStatus, evInfo:
 		l.report.want = l.record()
 	}
+	if l.told.Epoch == l.m.lease.Epoch() {
+		l.tellHeld() // what is published below counts on the renewal
+	}
 	// The gate is told first, whatever comes after.
 	for _, a := range actions {
 		if r, ok := a.(actRole); ok {
 			l.publishRole(r.role, r.lease)
 		}
 	}
+	l.tellEnded(now)
+	l.tellHeld()
 	l.publishSnapshot()
 	for _, a := range actions {
 		l.act(a)

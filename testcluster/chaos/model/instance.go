@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package model
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/clock"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+)
+
+const (
+	minStatusInterval = 10 * time.Millisecond
+	maxStatusInterval = time.Minute
+	defaultDeadline   = 30 * time.Second
+
+	// What a saturated server reports besides its true requests.
+	saturatedInFlight, saturatedQueued = 64, 256
+	// lieBy is how far a lie about the epoch goes.
+	lieBy = 1000
+)
+
+// GetInfo says what the server can do.
+func (s *server) GetInfo(ctx context.Context, _ *pb.GetInfoRequest) (*pb.GetInfoResponse, error) {
+	if err := s.faults.wait(ctx); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	return &pb.GetInfoResponse{Engine: "chaos-model", EngineVersion: "1", Capabilities: []pb.Capability{
+		pb.Capability_CAPABILITY_STATUS, pb.Capability_CAPABILITY_LEASE, pb.Capability_CAPABILITY_DRAIN, pb.Capability_CAPABILITY_LOAD,
+	}}, nil
+}
+
+// Load has nothing to do.
+func (s *server) Load(ctx context.Context, _ *pb.LoadRequest) (*pb.LoadResponse, error) {
+	if err := s.faults.wait(ctx); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	return &pb.LoadResponse{State: pb.InstanceState_INSTANCE_STATE_READY}, nil
+}
+
+// WatchStatus sends the status at once, on every change and each interval.
+func (s *server) WatchStatus(req *pb.WatchStatusRequest, stream grpc.ServerStreamingServer[pb.WatchStatusResponse]) error {
+	interval := time.Duration(req.GetIntervalMs()) * time.Millisecond
+	if interval == 0 {
+		interval = time.Second
+	}
+	tick := time.NewTicker(min(max(interval, minStatusInterval), maxStatusInterval))
+	defer tick.Stop()
+	for {
+		if err := s.faults.wait(stream.Context()); err != nil {
+			return hastate.ToStatus(err)
+		}
+		st, leaseChanged, faultsChanged := s.status()
+		if err := stream.Send(st); err != nil {
+			return err
+		}
+		select {
+		case <-leaseChanged:
+		case <-faultsChanged:
+		case <-tick.C:
+		case <-stream.Context().Done():
+			return hastate.ToStatus(stream.Context().Err())
+		}
+		if !s.breathe(stream.Context()) {
+			return hastate.ToStatus(stream.Context().Err())
+		}
+	}
+}
+
+// breathe bounds the rate of status messages: every request changes the status.
+func (s *server) breathe(ctx context.Context) bool {
+	timer := time.NewTimer(minStatusInterval)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// status is how the server says that it stands, and when that changes.
+func (s *server) status() (st *pb.WatchStatusResponse, leaseChanged, faultsChanged <-chan struct{}) {
+	f, faultsChanged := s.faults.get()
+	_, now := s.now()
+	is := s.lease.standing(now)
+	st = &pb.WatchStatusResponse{
+		State: pb.InstanceState_INSTANCE_STATE_READY, Role: pb.Role_ROLE_STANDBY, Epoch: is.epoch, InFlight: uint32(is.working),
+	}
+	if is.primary {
+		st.Role = pb.Role_ROLE_PRIMARY
+	}
+	if is.draining {
+		st.State, st.Reason = pb.InstanceState_INSTANCE_STATE_DRAINING, errDraining.Error()
+	}
+	if f.LieEpoch {
+		st.Role, st.Epoch = pb.Role_ROLE_PRIMARY, st.GetEpoch()+lieBy
+	}
+	if f.Saturated {
+		s.steps.Add(1) // for what is queued
+		st.InFlight, st.Queued = st.GetInFlight()+saturatedInFlight, saturatedQueued
+	}
+	st.StepsTotal = s.steps.Load()
+	return st, is.changed, faultsChanged
+}
+
+// checkOrder refuses what is not for this server.
+func (s *server) checkOrder(group string, epoch uint64) error {
+	if epoch == 0 {
+		return fmt.Errorf("%w: the epoch is missing", hastate.ErrInvalid)
+	}
+	if group != "" && group != s.cfg.group {
+		return fmt.Errorf("%w: this server is of group %q, not %q", hastate.ErrInvalid, s.cfg.group, group)
+	}
+	return nil
+}
+
+// Promote makes the server the primary, or renews its lease, which is counted from
+// the receipt of the call, however long the call takes.
+func (s *server) Promote(ctx context.Context, req *pb.PromoteRequest) (*pb.PromoteResponse, error) {
+	_, received := s.now()
+	if err := s.promote(ctx, req, received); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	return &pb.PromoteResponse{State: pb.InstanceState_INSTANCE_STATE_READY}, nil
+}
+
+func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, received clock.Instant) error {
+	if err := s.faults.wait(ctx); err != nil {
+		return err
+	}
+	if err := s.checkOrder(req.GetGroup(), req.GetEpoch()); err != nil {
+		return err
+	}
+	if req.GetLeaseMs() == 0 {
+		return fmt.Errorf("%w: lease_ms is missing: this server counts its lease", hastate.ErrInvalid)
+	}
+	_, now := s.now()
+	running, err := s.lease.admit(req.GetEpoch(), now)
+	if err != nil {
+		return err
+	}
+	if !running {
+		if err := s.trouble(ctx); err != nil {
+			return err
+		}
+	}
+	_, now = s.now()
+	return s.lease.promote(req.GetEpoch(), received, now, time.Duration(req.GetLeaseMs())*time.Millisecond)
+}
+
+// trouble is what befalls the promotion of a new epoch.
+func (s *server) trouble(ctx context.Context) error {
+	if s.faults.takeCrash() {
+		s.crash <- struct{}{}
+		<-ctx.Done() // it is not answered: the connection breaks
+		return ctx.Err()
+	}
+	switch f, _ := s.faults.get(); f.Promote {
+	case PromoteRefuse:
+		return errors.New("out of memory, as it was told")
+	case PromoteSlow:
+		timer := time.NewTimer(time.Duration(f.SlowMS) * time.Millisecond)
+		defer timer.Stop()
+		select {
+		case <-timer.C: // whether ctx has ended or not
+			return nil
+		case <-s.life.Done():
+			return s.life.Err()
+		}
+	}
+	return ctx.Err()
+}
+
+// Demote ends primaryship. When it succeeds no request is left under the epoch.
+func (s *server) Demote(ctx context.Context, req *pb.DemoteRequest) (*pb.DemoteResponse, error) {
+	if err := s.faults.wait(ctx); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	if err := s.checkOrder(req.GetGroup(), req.GetEpoch()); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	grace := time.Duration(0)
+	if req.GetMode() == pb.DemoteMode_DEMOTE_MODE_DRAIN {
+		if grace = time.Duration(req.GetDeadlineMs()) * time.Millisecond; grace == 0 {
+			grace = defaultDeadline
+		}
+	}
+	if err := s.lease.demote(ctx, req.GetEpoch(), grace); err != nil {
+		return nil, hastate.ToStatus(err)
+	}
+	return &pb.DemoteResponse{State: pb.InstanceState_INSTANCE_STATE_READY}, nil
+}
+
+// Drain takes no more requests and reports until the running ones are done. If the
+// caller goes away or the deadline passes first, requests are taken again.
+func (s *server) Drain(req *pb.DrainRequest, stream grpc.ServerStreamingServer[pb.DrainResponse]) error {
+	if err := s.faults.wait(stream.Context()); err != nil {
+		return hastate.ToStatus(err)
+	}
+	deadline := time.Duration(req.GetDeadlineMs()) * time.Millisecond
+	if deadline == 0 {
+		deadline = defaultDeadline
+	}
+	ctx, cancel := context.WithTimeout(stream.Context(), deadline)
+	defer cancel()
+	err := s.lease.drain(ctx, func(working int) error {
+		return stream.Send(&pb.DrainResponse{InFlight: uint32(working)})
+	})
+	if err != nil {
+		return hastate.ToStatus(err)
+	}
+	return stream.Send(&pb.DrainResponse{Done: true})
+}
