@@ -24,7 +24,7 @@ func TestLoad_RealCluster(t *testing.T) {
 	}
 	c := testcluster.New(t, testcluster.Options{})
 	c.WaitReady()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*testcluster.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*testcluster.Patience)
 	defer cancel()
 	l, err := Start(ctx, Options{Endpoints: c.Endpoints(), Groups: []string{hastate.DefaultGroup}, Dir: t.TempDir(), Seed: 1, NoCallers: true})
 	if err != nil {
@@ -87,9 +87,9 @@ func TestLoad_RealCluster(t *testing.T) {
 
 func progress(ctx context.Context, t *testing.T, l *Load) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, testcluster.Patience)
+	ctx, cancel := context.WithTimeout(ctx, 3*testcluster.Patience)
 	defer cancel()
-	if err := l.Progress(ctx, 150); err != nil {
+	if err := l.Progress(ctx, 50); err != nil { // few: the machine may be busy with others
 		ops := l.Ops(0)
 		for _, op := range ops[max(0, len(ops)-40):] {
 			t.Logf("%v %s %s after %v: %s", time.Duration(op.Call), op.Kind, op.Outcome, op.Return.Sub(op.Call), op.Error)
