@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package load
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hastate/hastate/client"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/record"
+)
+
+// stretch is about how many changes a watch that is resumed takes at a time.
+const stretch = 60
+
+// errResume ends a watch that is to be resumed.
+var errResume = errors.New("to be resumed")
+
+// watcher is one session watch of a whole group. It belongs to its goroutine but
+// for reached.
+type watcher struct {
+	l        *Load
+	id       int
+	group    string
+	sessions sessions
+	rng      *rand.Rand
+	// resumes: it is ended over and over and goes on where it was.
+	resumes bool
+	// reached is the revision up to which it is complete, 0 if it is not known.
+	reached atomic.Uint64
+
+	// listing: what comes may be the current sessions, which come in order of id
+	// and from whose revisions a watch cannot be resumed.
+	listing bool
+	lastKey string
+	// left is how many changes it takes before it is resumed.
+	left int
+}
+
+func (l *Load) newWatcher(c cluster, group string, resumes bool) *watcher {
+	id := l.id()
+	w := &watcher{l: l, id: id, group: group, sessions: c.Sessions(group), rng: l.rng(id), resumes: resumes}
+	l.watchers = append(l.watchers, w)
+	return w
+}
+
+// run watches until the load's context ends.
+func (w *watcher) run() {
+	for w.l.ctx.Err() == nil {
+		from := w.reached.Load()
+		if from == 0 {
+			w.anew()
+		}
+		w.left = 1 + w.rng.IntN(2*stretch)
+		err := w.sessions.Watch(w.l.ctx, "", from, w.on)
+		if errors.Is(err, errResume) {
+			continue
+		}
+		// It is not for a watch to end by itself, but clients survive it.
+		if !after(w.l.ctx, retryEvery) {
+			return
+		}
+	}
+}
+
+// anew: the current sessions come first.
+func (w *watcher) anew() {
+	w.reached.Store(0)
+	w.listing, w.lastKey = true, ""
+	w.l.sessions.add(record.SessionEvent{Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Resync: true})
+}
+
+func (w *watcher) on(c client.SessionChange) error {
+	if c.Resync {
+		w.anew()
+		return nil
+	}
+	e := c.Event
+	id := e.GetSession().GetId()
+	w.l.sessions.add(record.SessionEvent{
+		Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Key: id, Value: string(e.GetSession().GetValue()),
+		Revision: e.GetRevision(), Deleted: e.GetDeleted(),
+	})
+	if w.listing = w.listing && !e.GetDeleted() && id > w.lastKey; w.listing {
+		w.lastKey = id
+		return nil
+	}
+	w.reached.Store(e.GetRevision())
+	if w.left--; w.left <= 0 && w.resumes {
+		return errResume
+	}
+	return nil
+}
+
+// watchGroups records what is told of all groups.
+func (l *Load) watchGroups(c cluster) {
+	for l.ctx.Err() == nil {
+		_ = c.WatchGroups(l.ctx, nil, 0, func(resp *pb.WatchResponse) error { // it ends with ctx
+			l.groupEvent(resp)
+			return nil
+		})
+		after(l.ctx, retryEvery)
+	}
+}
+
+func (l *Load) groupEvent(resp *pb.WatchResponse) {
+	g := resp.GetGroup()
+	if g == nil {
+		return
+	}
+	e := record.GroupEvent{At: l.o.Clock.Now(), Revision: resp.GetRevision(), Group: g, Transition: resp.GetTransition()}
+	if e.Revision == 0 { // the current state
+		e.Revision = g.GetRevision()
+	}
+	l.groups.add(e)
+	l.epochs.see(g.GetName(), g.GetEpoch())
+}
+
+// epochs are those of all groups, as last heard of.
+type epochs struct {
+	mu             sync.Mutex // guards all below
+	newest, before map[string]uint64
+}
+
+func newEpochs() *epochs { return &epochs{newest: map[string]uint64{}, before: map[string]uint64{}} }
+
+func (e *epochs) see(group string, epoch uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now := e.newest[group]; epoch > now {
+		e.newest[group], e.before[group] = epoch, now
+	}
+}
+
+// of is the newest epoch of a group and the one before; 0 if none is known.
+func (e *epochs) of(group string) (newest, before uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.newest[group], e.before[group]
+}
+
+func (e *epochs) all() map[string]uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make(map[string]uint64, len(e.newest))
+	for g, epoch := range e.newest {
+		all[g] = epoch
+	}
+	return all
+}
