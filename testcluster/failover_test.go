@@ -223,6 +223,7 @@ func TestStall_AnotherLeads(t *testing.T) {
 	leader := c.WaitLeader()
 	leader.Log.Stall()
 	writeTo(t, leader)
+	t.Cleanup(leader.Log.Heal) // or a failure would hang in the clean-up
 	others := c.Others(leader)
 	second := c.WaitLeader(others...)
 	if second == leader {
