@@ -43,6 +43,10 @@ func (r *rebase) run() error {
 	if err := r.groups(); err != nil {
 		return err
 	}
+	var err error
+	if r.meta.tally, err = tallyOf(r.tx); err != nil {
+		return fmt.Errorf("count the records: %w", err)
+	}
 	return r.tx.Bucket(bucketMeta).Put(keyMeta, r.meta.encode())
 }
 
@@ -74,7 +78,8 @@ func (r *rebase) each(t table, prefix string, fn func(key string, rec proto.Mess
 }
 
 func (r *rebase) put(t table, key string, rec proto.Message) error {
-	return putItem(r.tx.Bucket(bucketNames[t]), t, item{key: key, rec: rec})
+	var uncounted tally // run counts when all is done
+	return putItem(&uncounted, r.tx.Bucket(bucketNames[t]), t, item{key: key, rec: rec})
 }
 
 func (r *rebase) copyLive(t table, prefix string) error {

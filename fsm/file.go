@@ -15,6 +15,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/hastate/hastate/internal/boltfile"
 )
 
 var (
@@ -28,7 +30,8 @@ var (
 
 const (
 	// formatVersion is that of the state file. Files of a newer one are refused.
-	formatVersion = 1
+	// Those of format 1 have no tally.
+	formatVersion = 2
 	lockTimeout   = time.Second
 	// mmapBytes is address space reserved for the file: as long as the file is
 	// smaller, no flush waits for a reader to let go of the old mapping.
@@ -58,6 +61,10 @@ type meta struct {
 	// its entry.
 	configuration      []byte
 	configurationIndex uint64
+	// tally is of all other records of the file.
+	tally tally
+	// untallied: the file has format 1.
+	untallied bool
 }
 
 const metaMagic = "hastate1"
@@ -66,7 +73,7 @@ const metaMagic = "hastate1"
 func (m *meta) encode() []byte {
 	b := []byte(metaMagic)
 	b = binary.BigEndian.AppendUint32(b, formatVersion)
-	for _, v := range []uint64{m.applied, m.term, m.revision, m.configurationIndex} {
+	for _, v := range []uint64{m.applied, m.term, m.revision, m.configurationIndex, m.tally.records, m.tally.sum} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	b = binary.AppendUvarint(b, uint64(len(m.clusterID)))
@@ -82,8 +89,9 @@ func decodeMeta(b []byte) (meta, error) {
 	if len(b) < head+4*8+4 || string(b[:len(metaMagic)]) != metaMagic {
 		return meta{}, fmt.Errorf("%w: there is no meta record", ErrDamaged)
 	}
-	if v := binary.BigEndian.Uint32(b[len(metaMagic):]); v > formatVersion {
-		return meta{}, fmt.Errorf("%w: %d, this program knows formats up to %d: start a newer version", ErrNewerFormat, v, formatVersion)
+	version := binary.BigEndian.Uint32(b[len(metaMagic):])
+	if version > formatVersion {
+		return meta{}, fmt.Errorf("%w: %d, this program knows formats up to %d: start a newer version", ErrNewerFormat, version, formatVersion)
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
 	if crc32.Checksum(body, castagnoli) != sum {
@@ -91,7 +99,14 @@ func decodeMeta(b []byte) (meta, error) {
 	}
 	var m meta
 	rest := body[head:]
-	for _, v := range []*uint64{&m.applied, &m.term, &m.revision, &m.configurationIndex} {
+	fields := []*uint64{&m.applied, &m.term, &m.revision, &m.configurationIndex, &m.tally.records, &m.tally.sum}
+	if m.untallied = version < 2; m.untallied {
+		fields = fields[:4]
+	}
+	if version == 0 || len(rest) < 8*len(fields) {
+		return meta{}, fmt.Errorf("%w: the meta record does not parse", ErrDamaged)
+	}
+	for _, v := range fields {
 		*v, rest = binary.BigEndian.Uint64(rest), rest[8:]
 	}
 	id, rest, okID := cutBytes(rest)
@@ -209,9 +224,23 @@ func removeStale(path string) error {
 	return nil
 }
 
+// verify checks what bbolt takes for granted of the pages of a state file.
+func verify(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return boltfile.Verify(f, info.Size(), func(_, _ []byte) error { return nil })
+}
+
 // inspectFile looks through a whole state file, read-only. bbolt trusts its
-// pages and panics, or reads past the end of the file, when they are wrong, in
-// goroutines of its own if the file is open for writing: so this goes first.
+// pages and panics, loses records, or never comes to an end, when they are wrong,
+// in goroutines of its own if the file is open for writing: so this goes first.
 func inspectFile(path string) (c contents, err error) {
 	o := boltOptions()
 	o.ReadOnly = true
@@ -234,14 +263,14 @@ func inspectFile(path string) (c contents, err error) {
 		return contents{}, openError(path, err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := verify(path); err != nil {
+		return contents{}, openError(path, err)
+	}
 	tx, err := db.Begin(false)
 	if err != nil {
 		return contents{}, openError(path, err)
 	}
 	defer func() { err = errors.Join(err, tx.Rollback()) }()
-	if tx.Size() > info.Size() {
-		return contents{}, openError(path, fmt.Errorf("it is cut off: %d bytes of %d", info.Size(), tx.Size()))
-	}
 	c, err = inspect(tx)
 	if err != nil {
 		if !errors.Is(err, ErrDamaged) {

@@ -20,7 +20,7 @@ import (
 )
 
 // used is the state file without what is allocated at its end but not in use.
-func used(t *testing.T, path string) []byte {
+func used(t testing.TB, path string) []byte {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
 	if err != nil {

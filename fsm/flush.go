@@ -79,7 +79,7 @@ func (m *Machine) flush() error {
 		return m.halt(fmt.Errorf("flush the state to %s: %w", m.opts.Path, err))
 	}
 	m.mu.Lock()
-	m.sealed, m.flushed = nil, b.meta.applied
+	m.sealed, m.flushed, m.tally = nil, b.meta.applied, b.meta.tally
 	m.mu.Unlock()
 	m.progress.wake()
 	return nil
@@ -109,7 +109,7 @@ func (m *Machine) seal() (*batch, *bolt.DB, error) {
 		clients: make(map[uint64][]byte, len(m.state.changedClients)),
 		meta: meta{
 			applied: m.applied, term: m.term, revision: m.state.revision, clusterID: m.state.clusterID,
-			configuration: m.configuration, configurationIndex: m.configurationIndex,
+			configuration: m.configuration, configurationIndex: m.configurationIndex, tally: m.tally,
 		},
 	}
 	for n := range m.state.changedClients {
@@ -142,7 +142,7 @@ func (b *batch) putAll(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketNames[t])
 		var err error
 		tree.Ascend(func(it item) bool {
-			err = putItem(bucket, table(t), it)
+			err = putItem(&b.meta.tally, bucket, table(t), it)
 			return err == nil
 		})
 		if err != nil {
@@ -151,26 +151,24 @@ func (b *batch) putAll(tx *bolt.Tx) error {
 	}
 	bucket := tx.Bucket(bucketClients)
 	for n, rec := range b.clients {
-		var err error
-		if rec == nil {
-			err = bucket.Delete(clientKey(n))
-		} else {
-			err = bucket.Put(clientKey(n), sealed(tableClients, string(clientKey(n)), rec))
+		key := clientKey(n)
+		if rec != nil {
+			rec = sealed(tableClients, string(key), rec)
 		}
-		if err != nil {
+		if err := b.meta.tally.put(bucket, key, rec); err != nil {
 			return fmt.Errorf("write client %d: %w", n, err)
 		}
 	}
 	return tx.Bucket(bucketMeta).Put(keyMeta, b.meta.encode())
 }
 
-func putItem(bucket *bolt.Bucket, t table, it item) error {
+func putItem(in *tally, bucket *bolt.Bucket, t table, it item) error {
 	if it.rec == nil {
-		return bucket.Delete([]byte(it.key))
+		return in.put(bucket, []byte(it.key), nil)
 	}
 	v, err := encodeRecord(it.rec)
 	if err != nil {
 		return err
 	}
-	return bucket.Put([]byte(it.key), sealed(t, it.key, v))
+	return in.put(bucket, []byte(it.key), sealed(t, it.key, v))
 }

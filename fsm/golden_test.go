@@ -104,7 +104,7 @@ func goldenRecords(t *testing.T) map[string][]byte {
 	})
 	w := &writer{number: 7, name: "w", ackedBelow: 2, highestSeq: 5, answered: []answer{{2, out["result"]}, {5, nil}}}
 	out["client"] = w.encode()
-	out["meta"] = (&meta{applied: 1, term: 2, revision: 3, clusterID: "c1", configuration: []byte("conf"), configurationIndex: 4}).encode()
+	out["meta of format 2"] = (&meta{applied: 1, term: 2, revision: 3, clusterID: "c1", configuration: []byte("conf"), configurationIndex: 4, tally: tally{5, 6}}).encode()
 	return out
 }
 

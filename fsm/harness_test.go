@@ -238,3 +238,5 @@ func setMember(id string) *pb.Command {
 		NodeId: id, Address: id + ":7000", Role: pb.MemberRole_MEMBER_ROLE_VOTER,
 	}}}}
 }
+
+func deletion(group, id string) *pb.DeleteRequest { return &pb.DeleteRequest{Group: group, Id: id} }

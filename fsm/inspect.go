@@ -10,8 +10,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// inspect reads a whole state file, checks the order of the keys and every
-// checksum, counts the records and loads what a Machine keeps in memory.
+// inspect reads a whole state file, checks the order of the keys, every checksum
+// and that no record is missing, counts the records and loads what a Machine keeps in memory.
 func inspect(tx *bolt.Tx) (contents, error) {
 	c := contents{counts: counts{sessions: map[string]int{}}, clients: map[uint64]*writer{}}
 	b := tx.Bucket(bucketMeta)
@@ -22,8 +22,10 @@ func inspect(tx *bolt.Tx) (contents, error) {
 	if c.meta, err = decodeMeta(b.Get(keyMeta)); err != nil {
 		return c, err
 	}
+	var found tally
 	for t, name := range bucketNames {
 		err := eachKey(tx, name, func(k, v []byte) error {
+			found.add(v)
 			if _, err := unsealed(table(t), string(k), v); err != nil {
 				return err
 			}
@@ -35,6 +37,7 @@ func inspect(tx *bolt.Tx) (contents, error) {
 		}
 	}
 	err = eachKey(tx, bucketClients, func(k, v []byte) error {
+		found.add(v)
 		v, err := unsealed(tableClients, string(k), v)
 		if err != nil {
 			return err
@@ -52,7 +55,16 @@ func inspect(tx *bolt.Tx) (contents, error) {
 		}
 		return nil
 	})
-	return c, err
+	if err != nil {
+		return c, err
+	}
+	if c.meta.untallied {
+		c.meta.tally = found
+	}
+	if c.meta.tally != found {
+		return c, fmt.Errorf("%w: it has %d records, %d were written, or they are not those that were written last", ErrDamaged, found.records, c.meta.tally.records)
+	}
+	return c, nil
 }
 
 // eachKey walks a bucket.

@@ -123,6 +123,7 @@ type Machine struct {
 	applied uint64 // All entries up to here that concern the state are in it.
 	term    uint64 // Term of that entry.
 	flushed uint64 // The file includes all entries up to here.
+	tally   tally  // Of the records of the file.
 	// configuration is raft's, encoded; its entry has configurationIndex.
 	configuration      []byte
 	configurationIndex uint64
@@ -185,6 +186,7 @@ func (m *Machine) adopt(db *bolt.DB, c contents) {
 	m.state.counts, m.state.clients, m.state.answeredBytes = c.counts, c.clients, c.answeredBytes
 	m.applied, m.term, m.flushed = c.meta.applied, c.meta.term, c.meta.applied
 	m.configuration, m.configurationIndex = c.meta.configuration, c.meta.configurationIndex
+	m.tally = c.meta.tally
 }
 
 // Close flushes and closes. The streams that were begun must be closed first.

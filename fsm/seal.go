@@ -3,10 +3,12 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 
+	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -46,4 +48,55 @@ func decodeStored(t table, key string, stored []byte) (proto.Message, error) {
 		return nil, err
 	}
 	return decodeRecord(t, b)
+}
+
+// tally counts the records of a state file and adds up their checksums. Each
+// record can be right and the file wrong all the same: a flipped bit in a page
+// makes bbolt pass over records, or take an older version of a page, which is still
+// in the file, for the current one.
+type tally struct{ records, sum uint64 }
+
+func (t *tally) add(stored []byte) {
+	t.records++
+	t.sum += storedSum(stored)
+}
+
+func (t *tally) take(stored []byte) {
+	t.records--
+	t.sum -= storedSum(stored)
+}
+
+// storedSum is the checksum of a value of the file as it is there.
+func storedSum(stored []byte) uint64 {
+	if len(stored) < sumBytes {
+		return 0
+	}
+	return uint64(binary.BigEndian.Uint32(stored[len(stored)-sumBytes:]))
+}
+
+// put writes a sealed value. A nil value deletes.
+func (t *tally) put(b *bolt.Bucket, key, value []byte) error {
+	if old := b.Get(key); old != nil {
+		t.take(old)
+	}
+	if value == nil {
+		return b.Delete(key)
+	}
+	t.add(value)
+	return b.Put(key, value)
+}
+
+// tallyOf goes through all records of a file.
+func tallyOf(tx *bolt.Tx) (tally, error) {
+	var t tally
+	err := tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+		if bytes.Equal(name, bucketMeta) {
+			return nil
+		}
+		return b.ForEach(func(_, v []byte) error {
+			t.add(v)
+			return nil
+		})
+	})
+	return t, err
 }

@@ -36,5 +36,14 @@ func (n *Node) checkData() error {
 	if first > 1 && len(kept) == 0 {
 		return fmt.Errorf("%w: data folder %s: the log begins with entry %d and there is no snapshot of what was before: the folder snapshots is missing: %s", hastate.ErrPrecondition, dir, first, adviceLost)
 	}
+	// The state is made of entries of the log, so the log goes as far, unless it was
+	// received in a snapshot.
+	last, err := n.logs.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	if reach := max(last, n.snapshots.Covers()); reach < flushed {
+		return fmt.Errorf("%w: data folder %s: the log file raft.db ends with entry %d, the state file state.db goes to %d: the log is older than the rest or has lost its end, and with it what this node has acknowledged: %s", hastate.ErrPrecondition, dir, last, flushed, adviceLost)
+	}
 	return nil
 }

@@ -272,6 +272,19 @@ func (s *Store) Needs() uint64 {
 	return needs
 }
 
+// Covers is the highest index that a snapshot stands for: entries up to there may be
+// in the state without ever having been in the log.
+func (s *Store) Covers() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var covers uint64
+	for _, r := range s.records {
+		reach, _ := r.reach()
+		covers = max(covers, reach)
+	}
+	return covers
+}
+
 // Restored says that the state machine has taken over, durably, everything up to
 // index, the one that the archive's header told it. The received snapshots up to
 // there become live and their data is dropped.

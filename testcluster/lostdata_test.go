@@ -69,6 +69,47 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 	}
 }
 
+// A log that is older than the state lacks entries that the node has acknowledged:
+// it would vote for a leader that lacks them too.
+func TestLostData_AnOlderLog(t *testing.T) {
+	t.Parallel()
+	c := New(t, Options{NoInstances: true})
+	leader := c.WaitLeader()
+	victim := c.Others(leader)[0]
+	sessions := c.Client().Sessions(hastate.DefaultGroup)
+	write := func() {
+		for range 10 {
+			if _, err := sessions.Put(within(t), &pb.PutRequest{Session: &pb.Session{Id: "s"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		caughtUp(t, victim, leader)
+		victim.Stop()
+	}
+	write()
+	log := filepath.Join(victim.Config().DataDir, "raft.db")
+	older, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	victim.Start()
+	write()
+	newest, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(log, older, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "raft.db ends with entry") {
+		t.Fatalf("started with an older log: %v", err)
+	}
+	if err := os.WriteFile(log, newest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	victim.Start()
+}
+
 // A voter that has lost its disk must not help to elect a leader that lacks an
 // acknowledged write: of the two that had confirmed it, it was one.
 func TestLostData_TheWholeDisk(t *testing.T) {

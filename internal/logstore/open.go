@@ -3,6 +3,7 @@
 package logstore
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/boltfile"
 )
 
 const (
@@ -67,8 +69,25 @@ func (o *boltFileOpener) check(f *os.File) error {
 	if info.Size() == 0 {
 		return nil // being created
 	}
-	if o.found, err = verifyBolt(f); err != nil {
+	if err := boltfile.Verify(f, info.Size(), o.visit); err != nil {
 		return damaged(o.path, err)
+	}
+	return nil
+}
+
+// visit collects the indexes of the log entries.
+func (o *boltFileOpener) visit(bucket, key []byte) error {
+	if string(bucket) != "logs" {
+		return nil
+	}
+	if len(key) != 8 {
+		return fmt.Errorf("a log entry has a key of %d bytes", len(key))
+	}
+	index := binary.BigEndian.Uint64(key)
+	if n := len(o.found); n > 0 && o.found[n-1].last+1 == index {
+		o.found[n-1].last = index
+	} else {
+		o.found = append(o.found, interval{index, index})
 	}
 	return nil
 }
