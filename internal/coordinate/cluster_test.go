@@ -59,7 +59,7 @@ type cluster struct {
 	// down nodes are not reached by the coordinator.
 	down map[string]bool
 	// onFence, onNominate are asked first, if they are set.
-	onFence    func(node string, req *pb.FenceRequest) (*pb.FenceResponse, error)
+	onFence    func(ctx context.Context, node string, req *pb.FenceRequest) (*pb.FenceResponse, error)
 	onNominate func(node string, req *pb.NominateRequest) error
 }
 
@@ -201,7 +201,7 @@ func (p peers) Fence(ctx context.Context, name string, req *pb.FenceRequest) (*p
 	hook := p.cl.onFence
 	p.cl.mu.Unlock()
 	if hook != nil {
-		if r, err := hook(name, req); r != nil || err != nil {
+		if r, err := hook(ctx, name, req); r != nil || err != nil {
 			return r, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -120,7 +121,9 @@ func TestSwitchoverWithAnUnreachableHolder(t *testing.T) {
 	cl.lead(1)
 	before := cl.serves("n1")
 	cl.mu.Lock()
-	cl.onFence = func(string, *pb.FenceRequest) (*pb.FenceResponse, error) { return nil, errors.New("connection reset") }
+	cl.onFence = func(context.Context, string, *pb.FenceRequest) (*pb.FenceResponse, error) {
+		return nil, errors.New("connection reset")
+	}
 	cl.mu.Unlock()
 	_, err := cl.c.Switchover(context.Background(), &pb.SwitchoverRequest{Group: "g", To: "n2"})
 	if !errors.Is(err, hastate.ErrOutcomeUnknown) || !strings.Contains(err.Error(), "nothing was changed as far as is known") {
@@ -131,12 +134,37 @@ func TestSwitchoverWithAnUnreachableHolder(t *testing.T) {
 	}
 }
 
+// TestSwitchoverWithAHolderThatHangs: the group is not kept from the next primary
+// for as long as the holder could have drained. Found by `make chaos SEED=3`.
+func TestSwitchoverWithAHolderThatHangs(t *testing.T) {
+	cl := newCluster(t, "n1", "n2")
+	cl.log.Change("g", func(g *pb.Group) { g.Policy = &pb.GroupPolicy{DrainMs: uint32(time.Hour.Milliseconds())} })
+	cl.lead(1)
+	before := cl.serves("n1")
+	cl.mu.Lock()
+	cl.onFence = func(ctx context.Context, name string, _ *pb.FenceRequest) (*pb.FenceResponse, error) {
+		cl.isolate(name, true)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	cl.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err := cl.c.Switchover(ctx, &pb.SwitchoverRequest{Group: "g", To: "n2"})
+	if !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "it has run out") {
+		t.Fatalf("error %v", err)
+	}
+	if g := cl.serves("n2"); g.GetEpoch() <= before.GetEpoch() {
+		t.Fatalf("epoch %d after %d", g.GetEpoch(), before.GetEpoch())
+	}
+}
+
 func TestSwitchoverWithAHolderThatDoesNotGiveUp(t *testing.T) {
 	cl := newCluster(t, "n1", "n2")
 	cl.lead(1)
 	before := cl.serves("n1")
 	cl.mu.Lock()
-	cl.onFence = func(string, *pb.FenceRequest) (*pb.FenceResponse, error) {
+	cl.onFence = func(context.Context, string, *pb.FenceRequest) (*pb.FenceResponse, error) {
 		return &pb.FenceResponse{Reason: "the epoch is not held here"}, nil
 	}
 	cl.mu.Unlock()
@@ -155,7 +183,7 @@ func TestOneOrderAtATime(t *testing.T) {
 	cl.serves("n1")
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	cl.mu.Lock()
-	cl.onFence = func(string, *pb.FenceRequest) (*pb.FenceResponse, error) {
+	cl.onFence = func(context.Context, string, *pb.FenceRequest) (*pb.FenceResponse, error) {
 		close(begun)
 		<-goOn
 		return nil, nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hastate/hastate"
@@ -143,10 +144,23 @@ func (c *Coordinator) fence(ctx context.Context, o *order, g *pb.Group, reason s
 	}
 	limited, cancel := context.WithTimeout(ctx, drain+2*c.cfg.Profile.FenceMargin+2*time.Second)
 	defer cancel()
+	var watching sync.WaitGroup
+	lapsed := false
+	watching.Go(func() {
+		// A holder that drains renews. One that hangs must not keep the group from
+		// the next for as long as it may drain.
+		if lapsed = c.lapses(limited, g); lapsed {
+			cancel()
+		}
+	})
 	r, err := c.cfg.Peers.Fence(limited, g.GetHolder(), &pb.FenceRequest{
 		Group: g.GetName(), Epoch: g.GetEpoch(), DrainMs: uint32(drain.Milliseconds()), Reason: cut(reason),
 	})
+	cancel()
+	watching.Wait()
 	switch {
+	case err != nil && lapsed:
+		return fmt.Errorf("%w: %s did not give up group %q while its lease ran, and it has run out: this was no switchover, another takes over", hastate.ErrPrecondition, g.GetHolder(), g.GetName())
 	case err != nil:
 		return &hastate.OutcomeUnknownError{Reason: fmt.Sprintf(
 			"%s did not answer the request to give up group %q (%v): nothing was changed as far as is known, and if it did give up it releases the group itself; %s",
@@ -155,6 +169,25 @@ func (c *Coordinator) fence(ctx context.Context, o *order, g *pb.Group, reason s
 		return fmt.Errorf("%w: %s did not give up group %q, nothing was changed: %s", hastate.ErrPrecondition, g.GetHolder(), g.GetName(), r.GetReason())
 	}
 	return nil
+}
+
+// lapses waits until the lease of g has run out, and reports false if ctx ended or
+// the epoch was over before.
+func (c *Coordinator) lapses(ctx context.Context, g *pb.Group) bool {
+	for {
+		changed := c.cfg.State.Changed()
+		now, _ := c.cfg.State.Group(g.GetName())
+		if now.GetEpoch() != g.GetEpoch() || now.GetPhase() == pb.GroupPhase_GROUP_PHASE_VACANT {
+			return false
+		}
+		_, left := c.decide(now, 0, election.WantNone)
+		if left == 0 {
+			return true
+		}
+		if err := waitFor(ctx, changed, left); err != nil {
+			return false
+		}
+	}
 }
 
 // handover moves the group from its fenced holder to the first of: the target,
