@@ -218,7 +218,7 @@ func cmdRevoke(group string, epoch uint64) *pb.Command {
 }
 
 func cmdServing(group, holder string, epoch, ms uint64) *pb.Command {
-	return &pb.Command{Op: &pb.Command_Serving{Serving: &pb.Serving{Group: group, Holder: holder, Epoch: epoch, PromoteMs: ms}}}
+	return &pb.Command{Op: &pb.Command_Serving{Serving: &pb.Serving{Group: group, Holder: holder, Epoch: epoch, PromoteMs: ms, ServeMs: ms / 10}}}
 }
 
 func configure(group string, p *pb.GroupPolicy) *pb.Command {

@@ -231,10 +231,8 @@ func (s *state) serving(e env, c *pb.Serving) *pb.Result {
 	}
 	t := s.endPending(e, g, outcomeServing, "")
 	if t != nil {
-		t.PromoteMs = c.GetPromoteMs()
-		if since := e.wall - t.GetGrantedUnixMs(); since > 0 && uint64(since) > t.GetPromoteMs() {
-			t.ServeMs = uint64(since) - t.GetPromoteMs()
-		}
+		// Not from the stamps: the wall clocks of two leaders may be hours apart.
+		t.PromoteMs, t.ServeMs = c.GetPromoteMs(), c.GetServeMs()
 	}
 	n := clone(g)
 	n.Phase = serving

@@ -164,7 +164,7 @@ func TestHistory(t *testing.T) {
 		t.Fatalf("history: %v", h)
 	}
 	first, second, third, fourth := h[3], h[2], h[1], h[0]
-	if first.GetOutcome() != outcomeServing || first.GetPromoteMs() != 300 || first.GetServeMs() != 700 ||
+	if first.GetOutcome() != outcomeServing || first.GetPromoteMs() != 300 || first.GetServeMs() != 30 ||
 		first.GetGrantedUnixMs() != 2000 || first.GetEndedUnixMs() != 3000 || first.GetFrom() != "" || first.GetTo() != "n1" || first.GetEpoch() != 2 {
 		t.Errorf("first: %v", first)
 	}

@@ -125,6 +125,8 @@ type hold struct {
 	asked     *pb.ModelRef
 	promoted  *pb.ModelRef
 	promoteMS uint64
+	// promotedAt is when the first Promote had returned.
+	promotedAt clock.Instant
 	// Serving record: on its way, in the log, when to propose it again.
 	serving, served bool
 	serveAt         clock.Instant
@@ -247,6 +249,7 @@ func (m *machine) tickHeld(now clock.Instant) {
 		h.serving, h.serveAt = true, never
 		m.do(actServe{lease: m.lease, timeout: h.call, cmd: &pb.Serving{
 			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: cutModel(h.promoted),
+			ServeMs: uint64(now.Sub(h.promotedAt).Milliseconds()),
 		}})
 	}
 	m.tickTouch(now)

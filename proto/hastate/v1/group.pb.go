@@ -831,7 +831,7 @@ type Transition struct {
 	GrantMs uint64 `protobuf:"varint,14,opt,name=grant_ms,json=grantMs,proto3" json:"grant_ms,omitempty"`
 	// From the grant to the answer of Promote, on the new holder's clock.
 	PromoteMs uint64 `protobuf:"varint,15,opt,name=promote_ms,json=promoteMs,proto3" json:"promote_ms,omitempty"`
-	// From that answer to the committed Serving record.
+	// From that answer to the Serving proposal that was accepted, on the same clock.
 	ServeMs uint64 `protobuf:"varint,16,opt,name=serve_ms,json=serveMs,proto3" json:"serve_ms,omitempty"`
 	// How it ended, for people.
 	Detail        string `protobuf:"bytes,17,opt,name=detail,proto3" json:"detail,omitempty"`

@@ -1145,12 +1145,14 @@ func (x *Revoke) GetReason() string {
 
 // Serving says that the holder's instance was promoted and has answered.
 type Serving struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
-	Holder        string                 `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	PromoteMs     uint64                 `protobuf:"varint,4,opt,name=promote_ms,json=promoteMs,proto3" json:"promote_ms,omitempty"`
-	Model         *ModelRef              `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Group     string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Holder    string                 `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	PromoteMs uint64                 `protobuf:"varint,4,opt,name=promote_ms,json=promoteMs,proto3" json:"promote_ms,omitempty"`
+	Model     *ModelRef              `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	// From the answer of Promote to this proposal, on the holder's clock.
+	ServeMs       uint64 `protobuf:"varint,6,opt,name=serve_ms,json=serveMs,proto3" json:"serve_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1218,6 +1220,13 @@ func (x *Serving) GetModel() *ModelRef {
 		return x.Model
 	}
 	return nil
+}
+
+func (x *Serving) GetServeMs() uint64 {
+	if x != nil {
+		return x.ServeMs
+	}
+	return 0
 }
 
 type ConfigureGroup struct {
@@ -2573,14 +2582,15 @@ const file_hastate_v1_log_proto_rawDesc = "" +
 	"\x06Revoke\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x19\n" +
 	"\bif_epoch\x18\x02 \x01(\x04R\aifEpoch\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x98\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb3\x01\n" +
 	"\aServing\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1d\n" +
 	"\n" +
 	"promote_ms\x18\x04 \x01(\x04R\tpromoteMs\x12*\n" +
-	"\x05model\x18\x05 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\"\xc2\x01\n" +
+	"\x05model\x18\x05 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\x12\x19\n" +
+	"\bserve_ms\x18\x06 \x01(\x04R\aserveMs\"\xc2\x01\n" +
 	"\x0eConfigureGroup\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12/\n" +
 	"\x06policy\x18\x02 \x01(\v2\x17.hastate.v1.GroupPolicyR\x06policy\x129\n" +
