@@ -296,6 +296,11 @@ func (e evRenewed) apply(m *machine, now clock.Instant) {
 	switch e.outcome {
 	case accepted:
 		m.lease = m.lease.Renewed(e.epoch, e.q)
+		if h.touchAt != never {
+			// An instance that counts the lease hears of it now: after a slow renewal it
+			// may be about to have counted to the end.
+			h.touchAt = min(h.touchAt, now)
+		}
 	case refused:
 		m.abort(now, fmt.Sprintf("epoch %d is not renewed by the log", e.epoch), e.newest == e.epoch)
 	case unknown:

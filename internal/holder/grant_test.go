@@ -93,15 +93,27 @@ func TestMachinePromotion(t *testing.T) {
 		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve, touch")
 		s.expect(30*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)}, "")
 		s.do(210*ms, evTimer{})
-		s.do(215*ms, evRenewed{epoch: 2000, q: at(210 * ms), outcome: accepted})
-		s.expect(220*ms, evTimer{}, "touch")
-		s.expect(230*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")}, "")
+		s.expect(215*ms, evRenewed{epoch: 2000, q: at(210 * ms), outcome: accepted}, "touch")
+		s.expect(220*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")}, "")
 		s.do(900*ms, evRenewed{epoch: 2000, q: at(900 * ms), outcome: accepted})
 		// It has not been told of the renewals: by now it has stopped by itself.
 		got := s.do(1038*ms, evTimer{})
 		if !strings.Contains(got, "STANDBY 2000") {
 			t.Fatalf("got %q", got)
 		}
+	})
+	t.Run("an instance that counts the lease is told of a late renewal at once", func(t *testing.T) {
+		s := start(t)
+		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
+		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve, touch")
+		s.do(30*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)})
+		for d := 40 * ms; d < 1000*ms; d += 40 * ms { // nothing is renewed, and it is told the same again and again
+			if got := s.do(d, evTimer{}); strings.Contains(got, "touch") {
+				s.do(d+5*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)})
+			}
+		}
+		s.expect(1037*ms, evRenewed{epoch: 2000, q: at(400 * ms), outcome: accepted}, "renew, touch")
+		s.expect(1038*ms, evPromoted{epoch: 2000, touch: true, until: at(1438 * ms)}, "")
 	})
 	t.Run("the process that was told again may be another one", func(t *testing.T) {
 		s := start(t)
