@@ -18,6 +18,10 @@ const (
 	roleGuard  = "guard"
 )
 
+// Again reports whether this process was started by Enter, or is a rig's guard:
+// Enter has to be called before anything else is done. After Enter it is false.
+func Again() bool { return os.Getenv(roleEnv) != "" }
+
 // inside is set by Enter at the start of the program, before anything reads it.
 var inside bool
 

@@ -195,7 +195,9 @@ func (h *Host) StartNode(s NodeStart) error {
 		Args: slices.Concat([]string{"run", "--config", config}, h.rig.options.NodeArgs, s.Args),
 		Env: slices.Concat(h.rig.options.Env, []string{
 			"HANODE_CHAOS_SOCKET=" + socket,
-			"HANODE_CHAOS_LEASES=" + h.record(fmt.Sprintf("leases-%s-%d", id, n)),
+			// One file for all starts: a node that comes back within its lease may give
+			// it up early, which ends what the process before has written.
+			"HANODE_CHAOS_LEASES=" + h.record("leases-"+id),
 			"HANODE_CHAOS_RATE=" + rate,
 		}),
 	}

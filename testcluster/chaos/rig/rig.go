@@ -35,6 +35,10 @@ type Options struct {
 	Profile string
 	// Root: namespaces and disks. The program is inside (see Enter).
 	Root bool
+	// Images is the folder of the disk images, which exists; empty: in Dir. What a
+	// disk has been told to make durable is in its image, wherever that is: in
+	// memory the machine's own disk is not in the way.
+	Images string
 	// DiskMiB is the size of each disk, 0: 192. At least 16.
 	DiskMiB int
 	// Seed of what links draw.
@@ -70,6 +74,9 @@ func Open(ctx context.Context, o Options) (_ *Rig, err error) {
 	if o.Profile == "" {
 		o.Profile = "lan"
 	}
+	if o.Images == "" {
+		o.Images = filepath.Join(o.Dir, "disks")
+	}
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
@@ -99,7 +106,7 @@ func Open(ctx context.Context, o Options) (_ *Rig, err error) {
 		h := newHost(r, i, hostAddress(i).String(), "127.0.0.1", "")
 		h.space = r.net.ends[i+1].space
 		r.hosts = append(r.hosts, h)
-		if h.disk, err = newDisk(ctx, name+".img", name, o.DiskMiB); err != nil {
+		if h.disk, err = newDisk(ctx, filepath.Join(o.Images, fmt.Sprintf("h%d.img", i+1)), name, o.DiskMiB); err != nil {
 			return nil, err
 		}
 		h.data = h.disk.data

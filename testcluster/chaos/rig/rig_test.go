@@ -90,7 +90,7 @@ func TestHost_Start(t *testing.T) {
 			if err := errors.Join(h.Rename("n9"), h.Wipe(t.Context()), h.Start(NodeStart{WatchdogOff: true, Args: []string{"more"}})); err != nil {
 				t.Fatal(err)
 			}
-			printed(t, h.Node(), "--extra more]\nRATE 1.01\nLEASES "+filepath.Join(r.options.Dir, "records", "leases-n9-1.jsonl")+"\nWATCHDOG_OFF 1")
+			printed(t, h.Node(), "--extra more]\nRATE 1.01\nLEASES "+filepath.Join(r.options.Dir, "records", "leases-n9.jsonl")+"\nWATCHDOG_OFF 1")
 			if again, ok := r.Host("n9"); !ok || again != h {
 				t.Error("the host is not found under its new name")
 			}
