@@ -7,7 +7,7 @@ BUF_VERSION := v1.75.0
 SEED ?=
 ROUNDS ?= 50
 
-.PHONY: help build test race process lint fmt proto verify breaking tidy soak demo fuzz tools flaky
+.PHONY: help build test race process lint fmt proto verify breaking tidy soak chaos chaos-mutants demo fuzz tools flaky
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,16 @@ process: ## the tests that start real processes
 
 soak: ## three real processes, ROUNDS kill -9 under load, SEED to repeat a run
 	go run ./testcluster/soak -rounds $(ROUNDS) $(if $(SEED),-seed $(SEED))
+
+DURATION ?= 3m
+FAULTS ?= all
+NODES ?= 3
+CHAOS = go run ./testcluster/chaos
+chaos: ## break real clusters for DURATION and check histories; SEED, FAULTS, NODES, ARGS
+	$(CHAOS) -duration $(DURATION) -faults $(FAULTS) -nodes $(NODES) $(if $(SEED),-seed $(SEED)) $(ARGS)
+
+chaos-mutants: ## show that the chaos suite catches seeded bugs; ARGS="-only NAME,... -quick"
+	$(CHAOS) mutants -v $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 demo: ## the main job: a stream that survives the death of its primary
 	go run ./cmd/hanode demo

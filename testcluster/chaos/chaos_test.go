@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/hastate/hastate/internal/clock"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/mutant"
+	"github.com/hastate/hastate/testcluster/chaos/record"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestChosen: names are kinds, families and beginnings of kinds.
+func TestChosen(t *testing.T) {
+	kinds := func(names string, root bool) string {
+		t.Helper()
+		found, _, err := chosen(names, root)
+		if err != nil {
+			t.Fatalf("%s: %v", names, err)
+		}
+		var all []string
+		for _, f := range found {
+			all = append(all, f.kind)
+		}
+		return strings.Join(all, " ")
+	}
+	for names, want := range map[string]string{
+		"none": "", "switchover": "switchover", "power-cut": "power-cut-all power-cut-host", "clock": "wall-clock clock-rate clock-rate-5",
+		"kill-node,torn-log": "kill-node torn-log",
+	} {
+		if got := kinds(names, true); got != want {
+			t.Errorf("%s chooses %q, want %q", names, got, want)
+		}
+	}
+	if got := kinds("all", true); strings.Contains(got, "clock-rate-5") {
+		t.Errorf("all breaks an assumption: %s", got)
+	}
+	if got := kinds("disk", false); strings.Contains(got, "power-cut") {
+		t.Errorf("without root there are no power cuts: %s", got)
+	}
+	for _, bad := range []string{"", "nothing", "kill-node,", "power-cut"} {
+		if _, _, err := chosen(bad, false); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+// TestFaults_AreKnownToMutants: each mutant is hunted with faults that exist.
+func TestFaults_AreKnownToMutants(t *testing.T) {
+	for _, m := range mutant.List() {
+		if _, _, err := chosen(m.Faults, true); err != nil {
+			t.Errorf("mutant %s: %v", m.Name, err)
+		}
+	}
+}
+
+func TestFaults_AreDescribed(t *testing.T) {
+	seen := map[string]bool{}
+	for _, f := range faults() {
+		if f.kind == "" || f.family == "" || f.what == "" || f.inject == nil || seen[f.kind] {
+			t.Errorf("fault %+v", f.kind)
+		}
+		seen[f.kind] = true
+	}
+}
+
+// TestDraw_Repeats: the same seed draws the same faults.
+func TestDraw_Repeats(t *testing.T) {
+	kinds := func(seed uint64) string {
+		d := newDraw(seed, time.Second)
+		from, _, err := chosen("all", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for range 200 {
+			for _, f := range d.pick(from, true) {
+				all = append(all, f.kind)
+			}
+		}
+		return strings.Join(all, " ")
+	}
+	if kinds(7) != kinds(7) {
+		t.Error("one seed, two runs")
+	}
+	if kinds(7) == kinds(8) {
+		t.Error("two seeds, one run")
+	}
+	for _, f := range faults() {
+		if f.weight > 0 && !strings.Contains(kinds(7)+kinds(8)+kinds(9), f.kind) {
+			t.Errorf("%s was not drawn in 600 rounds", f.kind)
+		}
+	}
+}
+
+func TestGaps(t *testing.T) {
+	ms := func(n int) clock.Instant { return clock.Instant(n) * clock.Instant(time.Millisecond) }
+	answers := func(group string, at ...int) (all []record.Request) {
+		for _, n := range at {
+			all = append(all, record.Request{Group: group, Return: ms(n)})
+		}
+		return all
+	}
+	requests := append(answers("a", 10, 1000, 1020, 1040, 1300, 1990), answers("b", 1500)...)
+	requests = append(requests, record.Request{Group: "a", Return: ms(1700), Error: "503"})
+	longest, sum := gaps(requests, "a", ms(1000), ms(2000))
+	if longest != 690*time.Millisecond || sum != 950*time.Millisecond {
+		t.Errorf("longest %v, sum %v", longest, sum)
+	}
+	if longest, sum = gaps(nil, "a", ms(1000), ms(2000)); longest != time.Second || sum != time.Second {
+		t.Errorf("without an answer: longest %v, sum %v", longest, sum)
+	}
+}
+
+func TestMovedIn(t *testing.T) {
+	all := []*pb.Transition{{Group: "a", Epoch: 5}, {Group: "a", Epoch: 9}, {Group: "b", Epoch: 9}, {Group: "a", Epoch: 12}}
+	got := movedIn(all, map[string]uint64{"a": 5, "b": 9}, map[string]uint64{"a": 9, "b": 9})
+	if len(got) != 1 || got[0].GetEpoch() != 9 || got[0].GetGroup() != "a" {
+		t.Errorf("%v", got)
+	}
+	if got := movedIn(all, map[string]uint64{"a": 5, "b": 9}, nil); len(got) != 2 {
+		t.Errorf("the last fault has no end: %v", got)
+	}
+}
+
+// TestLeaks_Grown: what grows is told from what warms up or goes up and down.
+func TestLeaks_Grown(t *testing.T) {
+	life := func(of func(i int) float64) leaks {
+		var all []sample
+		for i := range 30 {
+			all = append(all, sample{at: time.Unix(int64(i*60), 0), rss: 64 << 20, goroutines: of(i), files: 20, disk: 1 << 20})
+		}
+		return leaks{"n1": all}
+	}
+	for name, c := range map[string]struct {
+		of    func(i int) float64
+		grows bool
+	}{
+		"flat":         {func(int) float64 { return 100 }, false},
+		"warms up":     {func(i int) float64 { return min(100, float64(10*i)) }, false},
+		"up and down":  {func(i int) float64 { return 100 + float64(i%5)*100 }, false},
+		"grows slowly": {func(i int) float64 { return 100 + 10*float64(i) }, true},
+	} {
+		if got := life(c.of).grown(); (len(got) > 0) != c.grows {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	short := leaks{"n1": life(func(i int) float64 { return float64(1000 * i) })["n1"][:5]}
+	if got := short.grown(); len(got) > 0 {
+		t.Errorf("a short life tells nothing: %v", got)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, bad := range []string{"-nodes 4", "-groups 0", "-duration 0s", "-duration 1000h", "-profile slow", "-faults no-such", "-chapter 0", "more"} {
+		if _, err := parse(append(strings.Fields(bad), "-root=false")); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+	if o, err := parse(strings.Fields("-root=false -seed 7 -faults kill-node,switchover -nodes 5")); err != nil || o.seed != 7 || o.nodes != 5 {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+// TestVerdict: only a violation is a catch.
+func TestVerdict(t *testing.T) {
+	line := `{"seed":7,"duration_s":9,"violations":[{"check":"one-primary","text":"two\nmore"}],"first_violation_s":4}` + "\n"
+	r, err := verdict(mutant.Result{}, []byte("noise\n"+line), exitViolation)
+	if err != nil || !r.Caught || r.Check != "one-primary" || r.Seconds != 4 || r.Detail != "two" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := verdict(mutant.Result{}, []byte(`{"seed":7,"violations":[]}`+"\n"), exitOK); err != nil || r.Caught {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, code := range []int{exitBroken, exitUsage, exitViolation, -1} {
+		if r, err := verdict(mutant.Result{}, []byte("no report"), code); err == nil || r.Caught {
+			t.Errorf("code %d without a report: %+v, %v", code, r, err)
+		}
+	}
+}
+
+// TestLeaders: two nodes that led one term are found in the logs.
+func TestLeaders(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, lines ...string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	line := func(node, term string) string { return `time=x level=INFO msg=leading node=` + node + ` term=` + term }
+	write("n1.1.log", line("n1", "2"), "other", line("n1", "4"))
+	write("n2.1.log", line("n2", "3"))
+	if found, err := leaders(dir); err != nil || len(found) != 0 {
+		t.Errorf("%v, %v", found, err)
+	}
+	write("n2.2.log", line("n2", "4"))
+	if found, err := leaders(dir); err != nil || len(found) != 1 || found[0].Text != "term 4 was led by n1 and n2" {
+		t.Errorf("%v, %v", found, err)
+	}
+}

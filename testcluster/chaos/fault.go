@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hastate/hastate/testcluster/chaos/rig"
+)
+
+// fault is one way to break a cluster.
+type fault struct {
+	kind, family string
+	// weight is how often it is drawn, against the others.
+	weight int
+	// root: it needs namespaces and disks.
+	root bool
+	// harmless: no primary may move by it.
+	harmless bool
+	// exits: a node may end by itself because of it.
+	exits bool
+	// alone: not to be paired with another fault.
+	alone bool
+	what  string
+	// break does it. What cannot be done now (nobody leads) is an error; the
+	// round then goes on with whatever was broken.
+	inject func(ctx context.Context, s *stage, d *draw) (broken, error)
+}
+
+// broken is what was done.
+type broken struct {
+	// what, for people.
+	what string
+	// lost are the groups whose primary is certainly taken away.
+	lost []string
+	// leader, if not nil, is the leader that was taken away: another one must lead
+	// while it stays broken.
+	leader *rig.Host
+	// hold is how long it stays broken, from the beginning of the round.
+	hold time.Duration
+	// then is done after hold and before everything is put right; may be nil.
+	then func(ctx context.Context) error
+}
+
+// faults are all, by family.
+func faults() []fault {
+	return slices.Concat(processFaults(), networkFaults(), diskFaults(), clockFaults(), memberFaults(), modelFaults(), operatorFaults())
+}
+
+// chosen are the faults that a flag names: "all", "none", kinds, families, or
+// the beginning of kinds up to a hyphen ("power-cut" is power-cut-all and
+// power-cut-host).
+func chosen(names string, root bool) (found []fault, skipped []string, err error) {
+	if names == "none" {
+		return nil, nil, nil
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		n := 0
+		for _, f := range faults() {
+			if name != "all" && name != f.kind && name != f.family && !strings.HasPrefix(f.kind, name+"-") {
+				continue
+			}
+			if name == "all" && f.weight == 0 {
+				continue // only when it is asked for
+			}
+			n++
+			if f.root && !root {
+				skipped = append(skipped, f.kind)
+				continue
+			}
+			f.weight = max(f.weight, 1)
+			found = append(found, f)
+		}
+		if n == 0 {
+			return nil, nil, fmt.Errorf("fault %q is not known: 'chaos faults' lists them; or use all, or none", name)
+		}
+	}
+	if len(found) == 0 {
+		return nil, nil, fmt.Errorf("all faults asked for need root: %s", strings.Join(skipped, ", "))
+	}
+	return found, skipped, nil
+}
+
+// draw is the random source of a run, with what faults draw from it.
+type draw struct {
+	*rand.Rand
+	// lease is the length that times are drawn around.
+	lease time.Duration
+}
+
+func newDraw(seed uint64, lease time.Duration) *draw {
+	return &draw{Rand: rand.New(rand.NewPCG(seed, seed)), lease: lease} //nolint:gosec // repeatable, not secret
+}
+
+// around is a time below, around or far above the lease.
+func (d *draw) around() time.Duration {
+	factor := []float64{0.3, 0.95, 1.1, 2.5}[d.IntN(4)]
+	return time.Duration(float64(d.lease) * factor * (0.9 + 0.2*d.Float64()))
+}
+
+// above is a time in which a lease runs out and another primary serves.
+func (d *draw) above() time.Duration {
+	return time.Duration(float64(d.lease) * (1.9 + d.Float64()))
+}
+
+func (d *draw) group(s *stage) string { return s.groups[d.IntN(len(s.groups))] }
+
+func (d *draw) host(s *stage) *rig.Host { return s.members[d.IntN(len(s.members))] }
+
+// other is a member but for one.
+func (d *draw) other(s *stage, but *rig.Host) *rig.Host {
+	rest := slices.DeleteFunc(slices.Clone(s.members), func(h *rig.Host) bool { return h == but })
+	return rest[d.IntN(len(rest))]
+}
+
+// target is the leader, the primary of a group, or any member.
+func (d *draw) target(ctx context.Context, s *stage) (*rig.Host, string) {
+	group := d.group(s)
+	switch d.IntN(5) {
+	case 0:
+		if h := s.leader(ctx); h != nil {
+			return h, "the leader " + h.NodeID()
+		}
+	case 1, 2, 3: // failovers are what we are here for
+		if h := s.primary(ctx, group); h != nil {
+			return h, "the primary of " + group + ", " + h.NodeID()
+		}
+	}
+	h := d.host(s)
+	return h, h.NodeID()
+}
+
+// minority is a set of members that leaves a majority.
+func (d *draw) minority(s *stage) []*rig.Host {
+	n := 1 + d.IntN(max(1, (len(s.members)-1)/2))
+	shuffled := slices.Clone(s.members)
+	d.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+	return shuffled[:n]
+}
+
+// pick draws one or two faults.
+func (d *draw) pick(from []fault, pairs bool) []fault {
+	first := d.one(from)
+	if !pairs || first.alone || d.IntN(10) < 7 {
+		return []fault{first}
+	}
+	rest := slices.DeleteFunc(slices.Clone(from), func(f fault) bool { return f.alone || f.kind == first.kind })
+	if len(rest) == 0 {
+		return []fault{first}
+	}
+	return []fault{first, d.one(rest)}
+}
+
+func (d *draw) one(from []fault) fault {
+	total := 0
+	for _, f := range from {
+		total += f.weight
+	}
+	n := d.IntN(total)
+	for _, f := range from {
+		if n -= f.weight; n < 0 {
+			return f
+		}
+	}
+	panic("chaos: weights do not add up")
+}
+
+func names(hosts []*rig.Host) string {
+	var ids []string
+	for _, h := range hosts {
+		ids = append(ids, h.NodeID())
+	}
+	return strings.Join(ids, ", ")
+}
+
+// sleep waits, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

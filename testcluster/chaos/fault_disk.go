@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hastate/hastate/testcluster/chaos/rig"
+)
+
+// errNobody: the one that should be broken could not be found out.
+var errNobody = errors.New("nobody to break: no leader or primary is known")
+
+func diskFaults() []fault {
+	const family = "disk"
+	return []fault{
+		{kind: "disk-stall", family: family, weight: 2, exits: true, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
+		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once: what was not fsynced is gone", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
+			return powerCut(s, "all", s.members...)
+		}},
+		{kind: "power-cut-host", family: family, weight: 2, root: true, what: "power cut of one host, often the leader's", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
+			h, who := d.target(ctx, s)
+			lost := s.held(ctx, h)
+			b, err := powerCut(s, who, h)
+			b.lost, b.hold = lost, d.above()
+			return b, err
+		}},
+		{kind: "disk-full", family: family, weight: 1, root: true, exits: true, what: "no space is left on the disk of a host", inject: diskFull},
+		{kind: "lost-disk", family: family, weight: 1, exits: true, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
+		{kind: "torn-log", family: family, weight: 1, exits: true, alone: true, what: "the end of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
+		{kind: "flip-bits", family: family, weight: 1, exits: true, alone: true, what: "bits of a node's files are flipped while it is down", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
+			return damage([]string{"raft.db", "state.db"}[d.IntN(2)], flip)(ctx, s, d)
+		}},
+	}
+}
+
+// stallFor is how long the leader's disk hangs: longer than the library would
+// ever recover from, longer than the limit at which the process ends.
+const stallFor = 10 * time.Second
+
+func diskStall(ctx context.Context, s *stage, _ *draw) (broken, error) {
+	h := s.leader(ctx)
+	if h == nil {
+		return broken{}, errNobody
+	}
+	b := broken{what: fmt.Sprintf("the disk of the leader %s hangs for %v", h.NodeID(), stallFor), leader: h, hold: stallFor}
+	b.then = func(ctx context.Context) error { return h.Thaw(ctx) }
+	return b, h.Freeze(ctx)
+}
+
+func powerCut(s *stage, who string, hosts ...*rig.Host) (broken, error) {
+	for _, h := range hosts {
+		s.downed[h] = true
+	}
+	return broken{what: "power cut: " + who}, s.rig.PowerCut(hosts...)
+}
+
+func diskFull(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	return broken{what: "the disk of " + who + " is full", hold: d.above()}, h.Fill()
+}
+
+// lostDisk brings a voter back that knows nothing of what it has acknowledged
+// (docs/adr/0004). Until it is replaced the others are a majority without it.
+func lostDisk(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	b := broken{what: who + " comes back with an empty disk", lost: s.held(ctx, h), hold: d.above()}
+	if err := s.kill(true, true, h); err != nil {
+		return b, err
+	}
+	if err := h.Wipe(ctx); err != nil {
+		return b, err
+	}
+	b.then = func(ctx context.Context) error { return s.replace(ctx, h) }
+	return b, s.startHost(h)
+}
+
+// damage ends a node, damages a file of its, and starts it again. It must refuse
+// to start or go on with the very state that the others have; it must never
+// serve another one, which the check of convergence and the histories show. If it
+// refuses, it is replaced, as an operator would do.
+func damage(file string, how func(f *os.File, d *draw) (string, error)) func(context.Context, *stage, *draw) (broken, error) {
+	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
+		h, who := d.target(ctx, s)
+		b := broken{lost: s.held(ctx, h), what: who + " ends"}
+		if err := s.kill(true, true, h); err != nil {
+			return b, err
+		}
+		f, err := os.OpenFile(filepath.Join(h.DataDir(), file), os.O_RDWR, 0)
+		if err != nil {
+			return b, fmt.Errorf("damage %s: %w", file, err)
+		}
+		what, err := how(f, d)
+		b.what = fmt.Sprintf("%s of %s: %s", file, who, what)
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			return b, err
+		}
+		b.hold = d.lease
+		b.then = func(ctx context.Context) error { return s.startOrReplace(ctx, h) }
+		return b, nil
+	}
+}
+
+// startOrReplace starts a node whose files were damaged. If it refuses to start,
+// it is replaced.
+func (s *stage) startOrReplace(ctx context.Context, h *rig.Host) error {
+	if err := s.startHost(h); err != nil {
+		return err
+	}
+	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		if !h.Node().Running() {
+			s.say("  %s refuses to start, and is replaced: %s", h.NodeID(), lastLines(h.Node().Tail(), 1))
+			return s.replace(ctx, h)
+		}
+		if st, err := s.status(timed, h, false); err == nil && st.GetLeaderId() != "" && st.GetAppliedIndex() >= st.GetCommitIndex() {
+			return nil
+		}
+		select {
+		case <-timed.Done():
+			return fmt.Errorf("%s neither starts nor ends after its files were damaged: %s", h.NodeID(), lastLines(h.Node().Tail(), 5))
+		case <-tick.C:
+		}
+	}
+}
+
+// tear cuts the end of a file off, or overwrites it with nothing.
+func tear(f *os.File, d *draw) (string, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	n := min(info.Size(), int64(1+d.IntN(16<<10)))
+	if d.IntN(2) == 0 {
+		return fmt.Sprintf("the last %d bytes are cut off", n), f.Truncate(info.Size() - n)
+	}
+	_, err = f.WriteAt(make([]byte, n), info.Size()-n)
+	return fmt.Sprintf("the last %d bytes are zero", n), err
+}
+
+// flip flips one bit in each of a few places of what is used of a file.
+func flip(f *os.File, d *draw) (string, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	n := 1 + d.IntN(64)
+	for range n {
+		at, b := d.Int64N(info.Size()), make([]byte, 1)
+		if _, err := f.ReadAt(b, at); err != nil {
+			return "", err
+		}
+		b[0] ^= 1 << d.IntN(8)
+		if _, err := f.WriteAt(b, at); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d bits are flipped", n), nil
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hastate/hastate/testcluster/chaos/rig"
+)
+
+func networkFaults() []fault {
+	const family = "network"
+	return []fault{
+		{kind: "cut-leader", family: family, weight: 2, exits: true, what: "the leader is cut off, from its clients too now and then", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
+			return one(s.leader(ctx))
+		})},
+		{kind: "cut-primary", family: family, weight: 4, exits: true, what: "the primary's host is cut off", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
+			return one(s.primary(ctx, d.group(s)))
+		})},
+		{kind: "cut-minority", family: family, weight: 2, exits: true, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
+			return d.minority(s)
+		})},
+		{kind: "cut-oneway", family: family, weight: 2, what: "a host is heard and hears nothing, or the other way round", inject: cutOneWay},
+		{kind: "cut-partial", family: family, weight: 2, what: "two hosts do not reach each other, both reach the rest", inject: cutPartial},
+		{kind: "flap", family: family, weight: 1, what: "the links of a host go and come several times a second", inject: flap},
+		{kind: "slow-link", family: family, weight: 2, what: "delay and jitter on all links of a host", inject: linking(func(d *draw) rig.Policy {
+			return rig.Policy{Delay: time.Duration(10+d.IntN(150)) * time.Millisecond, Jitter: time.Duration(d.IntN(60)) * time.Millisecond}
+		})},
+		{kind: "lossy-link", family: family, weight: 2, what: "loss and reordering on all links of a host", inject: linking(func(d *draw) rig.Policy {
+			return rig.Policy{Loss: 0.02 + 0.2*d.Float64(), Reorder: 0.2 * d.Float64(), Delay: time.Duration(d.IntN(5)) * time.Millisecond}
+		})},
+		{kind: "reset-storm", family: family, weight: 1, what: "connections of a host are reset over and over", inject: linking(func(d *draw) rig.Policy {
+			return rig.Policy{Reset: 0.05 + 0.3*d.Float64()}
+		})},
+	}
+}
+
+func one(h *rig.Host) []*rig.Host {
+	if h == nil {
+		return nil
+	}
+	return []*rig.Host{h}
+}
+
+// between sets the policy of the links from the hosts of a to those of b.
+func (s *stage) between(a, b []int, p rig.Policy) error {
+	for _, from := range a {
+		for _, to := range b {
+			if from == to {
+				continue
+			}
+			if err := s.rig.Link(from, to).Set(p); err != nil {
+				return fmt.Errorf("link from %d to %d: %w", from, to, err)
+			}
+		}
+	}
+	return nil
+}
+
+// sides are the indexes of some hosts and of the other members.
+func (s *stage) sides(hosts []*rig.Host) (these, others []int) {
+	for _, h := range s.members {
+		if slices.Contains(hosts, h) {
+			these = append(these, h.Index())
+		} else {
+			others = append(others, h.Index())
+		}
+	}
+	return these, others
+}
+
+// cutting cuts hosts off from the others, and half of the time from the clients,
+// in both directions.
+func cutting(choose func(context.Context, *stage, *draw) []*rig.Host) func(context.Context, *stage, *draw) (broken, error) {
+	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
+		hosts := choose(ctx, s, d)
+		if hosts == nil {
+			return broken{}, errNobody
+		}
+		b := broken{what: "cut off " + names(hosts), hold: d.around()}
+		if b.hold > 2*d.lease {
+			b.lost = s.held(ctx, hosts...)
+		}
+		these, others := s.sides(hosts)
+		if d.IntN(2) == 0 && s.o.root {
+			others, b.what = append(others, rig.Hub), b.what+", from clients too"
+		}
+		b.what = fmt.Sprintf("%s for %v", b.what, b.hold.Round(time.Millisecond))
+		if err := s.between(these, others, rig.Policy{Cut: true}); err != nil {
+			return b, err
+		}
+		return b, s.between(others, these, rig.Policy{Cut: true})
+	}
+}
+
+func cutOneWay(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	b := broken{hold: d.around()}
+	these, others := s.sides(one(h))
+	if d.IntN(2) == 0 {
+		b.what = who + " hears nothing"
+		return b, s.between(others, these, rig.Policy{Cut: true})
+	}
+	b.what = who + " is not heard"
+	return b, s.between(these, others, rig.Policy{Cut: true})
+}
+
+func cutPartial(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	other := d.other(s, h)
+	b := broken{what: fmt.Sprintf("%s and %s do not reach each other", who, other.NodeID()), hold: d.above()}
+	a, z := []int{h.Index()}, []int{other.Index()}
+	if err := s.between(a, z, rig.Policy{Cut: true}); err != nil {
+		return b, err
+	}
+	return b, s.between(z, a, rig.Policy{Cut: true})
+}
+
+func flap(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	these, others := s.sides(one(h))
+	b := broken{what: "the links of " + who + " flap"}
+	b.then = func(ctx context.Context) error {
+		for i := range 10 {
+			p := rig.Policy{Cut: i%2 == 0}
+			if err := s.between(these, others, p); err != nil {
+				return err
+			}
+			if err := s.between(others, these, p); err != nil {
+				return err
+			}
+			if err := sleep(ctx, time.Duration(50+d.IntN(400))*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return b, nil
+}
+
+// linking makes all links of a host bad, clients' included where that can be had.
+func linking(choose func(*draw) rig.Policy) func(context.Context, *stage, *draw) (broken, error) {
+	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
+		h, who := d.target(ctx, s)
+		p := choose(d)
+		these, others := s.sides(one(h))
+		if s.o.root && d.IntN(2) == 0 {
+			others = append(others, rig.Hub)
+		}
+		b := broken{what: fmt.Sprintf("links of %s: %+v", who, p), hold: d.above()}
+		if err := s.between(these, others, p); err != nil {
+			return b, err
+		}
+		return b, s.between(others, these, p)
+	}
+}

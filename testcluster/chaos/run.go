@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hastate/hastate/election"
+	"github.com/hastate/hastate/internal/clock"
+	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/load"
+	"github.com/hastate/hastate/testcluster/chaos/record"
+)
+
+// run is one run of the suite.
+type run struct {
+	// images is the folder of the disks.
+	images   string
+	o        options
+	dir      string
+	stage    *stage
+	draw     *draw
+	faults   []fault
+	began    time.Time
+	report   report
+	history  history
+	leaks    leaks
+	chapters int
+	// terms is the newest Raft term that was seen.
+	terms float64
+}
+
+// history is what was recorded of the whole run; a chapter's load keeps the rest.
+type history struct {
+	faults []record.Fault
+	// newLeader is the time to another leader, by round, for faults that take the
+	// leader away.
+	newLeader map[int]time.Duration
+	// transitions by group and number: the cluster keeps the newest only.
+	transitions map[string]map[uint64]*pb.Transition
+	events      []record.GroupEvent
+	requests    []record.Request
+}
+
+// runAll makes the folder of the run, runs, and leaves the folder if something was
+// wrong.
+func runAll(ctx context.Context, o options) (report, error) {
+	r := &run{o: o, report: report{
+		Seed: o.seed, Nodes: o.nodes, Groups: o.groups, Profile: o.profile, Root: o.root,
+		Faults: map[string]*kindReport{}, Violations: []record.Violation{},
+	}}
+	var err error
+	if r.dir, err = os.MkdirTemp(o.dir, "hastate-chaos-"); err != nil {
+		return r.report, fmt.Errorf("make the folder of the run: %w", err)
+	}
+	if r.images, err = os.MkdirTemp(o.images, "hastate-chaos-disks-"); err != nil {
+		return r.report, fmt.Errorf("make the folder of the disks: %w", err)
+	}
+	err = errors.Join(r.all(ctx), os.RemoveAll(r.images))
+	if ctx.Err() != nil {
+		err = errors.Join(errors.New("interrupted"), err)
+	}
+	if err != nil || len(r.report.Violations) > 0 || o.keep {
+		r.report.Folder = r.dir
+		return r.report, err
+	}
+	return r.report, os.RemoveAll(r.dir)
+}
+
+func (r *run) all(ctx context.Context) (err error) {
+	profile, err := election.ProfileByName(r.o.profile)
+	if err != nil {
+		return err
+	}
+	r.draw = newDraw(r.o.seed, profile.Lease)
+	if r.faults, r.report.SkippedNoRoot, err = chosen(r.o.faults, r.o.root); err != nil {
+		return err
+	}
+	r.leaks, r.history.newLeader = leaks{}, map[int]time.Duration{}
+	r.history.transitions = map[string]map[uint64]*pb.Transition{}
+	if err := os.MkdirAll(filepath.Join(r.dir, "records"), 0o755); err != nil { //nolint:gosec // for people to look at
+		return err
+	}
+	if r.stage, err = openStage(ctx, r.o, r.dir, r.images, r.say); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.stage.close()) }()
+	if err := r.stage.start(ctx); err != nil {
+		return fmt.Errorf("start the cluster: %w\n%s", err, r.stage.tails())
+	}
+	burning, err := startBurners(r.o, r.images)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, burning.stop()) }()
+
+	r.began = time.Now()
+	r.say("seed %d, folder %s", r.o.seed, r.dir)
+	for more := true; more && err == nil && ctx.Err() == nil; {
+		more, err = r.chapter(ctx)
+	}
+	r.report.Seconds = time.Since(r.began).Round(time.Millisecond).Seconds()
+	return errors.Join(err, r.finish(ctx))
+}
+
+// over says that no further round shall begin.
+func (r *run) over() bool {
+	return time.Since(r.began) >= r.o.duration || r.o.untilViolation && len(r.report.Violations) > 0
+}
+
+// chapter is a load with some rounds under it, and then all checks.
+func (r *run) chapter(ctx context.Context) (more bool, err error) {
+	r.chapters++
+	l, err := load.Start(ctx, load.Options{
+		Endpoints: r.stage.rig.Endpoints(), Groups: r.stage.groups, Dir: r.dir, Seed: r.draw.Uint64(), Think: r.o.think,
+		Prefix: fmt.Sprintf("c%d-", r.chapters), DialOptions: r.stage.dial(),
+	})
+	if err != nil {
+		return false, fmt.Errorf("start the load: %w", err)
+	}
+	stop := sync.OnceValue(func() error {
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+		defer cancel()
+		return l.Stop(ctx)
+	})
+	defer func() { _ = stop() }() // it was told before, or something worse was
+	if err := l.Progress(ctx, 20); err != nil {
+		return false, fmt.Errorf("the load does not begin: %w\n%s", err, r.stage.tails())
+	}
+	for range r.o.chapter {
+		if r.over() || ctx.Err() != nil {
+			break
+		}
+		if err := r.round(ctx); err != nil {
+			r.violate("convergence", "%v\n%s", err, r.stage.tails())
+			break
+		}
+	}
+	if err := stop(); err != nil && !r.broken() && ctx.Err() == nil {
+		r.violate("watch", "the load does not come to its end: %v", err)
+	}
+	if err := r.check(ctx, l); err != nil {
+		return false, err
+	}
+	return !r.over() && !r.broken(), nil
+}
+
+// stopTimeout bounds the end of a load on a whole cluster.
+const stopTimeout = 30 * time.Second
+
+// broken says that the cluster did not come back: nothing more can be learnt.
+func (r *run) broken() bool {
+	return slices.ContainsFunc(r.report.Violations, func(v record.Violation) bool { return v.Check == "convergence" })
+}
+
+// round breaks something, puts it right, and waits until all is whole.
+func (r *run) round(ctx context.Context) error {
+	r.report.Rounds++
+	epochs, err := r.stage.epochs(ctx)
+	if err != nil {
+		return fmt.Errorf("round %d: before anything was broken: %w", r.report.Rounds, err)
+	}
+	f := record.Fault{Round: r.report.Rounds, Epochs: epochs, Began: clock.Boot{}.Now(), Harmless: true}
+	var picked []fault
+	if len(r.faults) == 0 { // a run without faults
+		f.Kind, f.What = "none", "nothing is broken"
+		if err := sleep(ctx, min(10*time.Second, r.o.duration-time.Since(r.began))); err != nil {
+			return err
+		}
+	} else {
+		picked = r.draw.pick(r.faults, r.o.pairs)
+		r.breakAll(ctx, picked, &f)
+	}
+	f.Healed = clock.Boot{}.Now()
+	ended, err := r.stage.heal(ctx)
+	if err != nil {
+		return fmt.Errorf("round %d (%s): put it right: %w", f.Round, f.What, err)
+	}
+	r.judgeExits(ended, picked, f)
+	if err := r.stage.waitWhole(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("round %d (%s): %w", f.Round, f.What, err)
+	}
+	f.Whole = clock.Boot{}.Now()
+	r.history.faults = append(r.history.faults, f)
+	r.say("%4d %6.1f s  %-28s %s (whole %v after it was put right)", f.Round, time.Since(r.began).Seconds(), f.Kind, f.What,
+		f.Whole.Sub(f.Healed).Round(time.Millisecond))
+	return nil
+}
+
+// breakAll breaks what was picked, holds it, and does what comes after.
+func (r *run) breakAll(ctx context.Context, picked []fault, f *record.Fault) {
+	var all []broken
+	var kinds, whats []string
+	hold := time.Duration(0)
+	for _, p := range picked {
+		b, err := p.inject(ctx, r.stage, r.draw)
+		kinds = append(kinds, p.kind)
+		f.Harmless = f.Harmless && p.harmless
+		if err != nil {
+			r.report.NotInjected++
+			r.say("  %s: %v", p.kind, err)
+		}
+		if b.what == "" {
+			b.what = p.kind + " could not be done"
+		}
+		whats = append(whats, b.what)
+		f.Lost = append(f.Lost, b.lost...)
+		hold = max(hold, b.hold)
+		all = append(all, b)
+		if b.leader != nil && err == nil {
+			r.timeNewLeader(ctx, b, f)
+		}
+	}
+	f.Kind, f.What = strings.Join(kinds, "+"), strings.Join(whats, "; ")
+	_ = sleep(ctx, hold-clock.Boot{}.Now().Sub(f.Began)) // ended by ctx: so is all
+	for _, b := range slices.Backward(all) {
+		if b.then == nil {
+			continue
+		}
+		if err := b.then(ctx); err != nil {
+			r.say("  %s: %v", b.what, err)
+		}
+	}
+}
+
+// timeNewLeader waits for another leader that answers, as long as the fault holds.
+func (r *run) timeNewLeader(ctx context.Context, b broken, f *record.Fault) {
+	timed, cancel := context.WithTimeout(ctx, b.hold)
+	defer cancel()
+	if err := r.stage.waitNewLeader(timed, b.leader); err != nil {
+		if ctx.Err() == nil {
+			r.violate("availability", "round %d: no new leader for %v: %s: %v", f.Round, b.hold, b.what, err)
+		}
+		return
+	}
+	r.history.newLeader[f.Round] = clock.Boot{}.Now().Sub(f.Began)
+}
+
+// judgeExits: a node ends by itself only where a fault explains it.
+func (r *run) judgeExits(ended []exited, picked []fault, f record.Fault) {
+	if slices.ContainsFunc(picked, func(p fault) bool { return p.exits }) {
+		return
+	}
+	for _, e := range ended {
+		r.violate("exit", "round %d (%s): %s ended by itself with exit code %d:\n%s", f.Round, f.What, e.id, e.code, e.tail)
+	}
+}
+
+func (r *run) violate(check, format string, args ...any) {
+	r.add([]record.Violation{{Check: check, Text: fmt.Sprintf(format, args...)}})
+}
+
+func (r *run) add(found []record.Violation) {
+	for _, v := range found {
+		r.say("VIOLATION %s: %s", v.Check, v.Text)
+		if r.report.FirstViolation == 0 {
+			r.report.FirstViolation = time.Since(r.began).Round(time.Millisecond).Seconds()
+		}
+		if len(r.report.Violations) < maxViolations {
+			r.report.Violations = append(r.report.Violations, v)
+		}
+	}
+}
+
+// maxViolations bounds the report.
+const maxViolations = 50
+
+func (r *run) say(format string, args ...any) { fmt.Fprintf(r.o.progress, format+"\n", args...) }
