@@ -166,8 +166,10 @@ func (w *groupWatch) event(e Event) error {
 	w.seen = e.Revision
 	g := e.Group
 	if g == nil && e.Instance != nil {
-		// The address of a primary may have changed.
-		if now, ok := w.s.cfg.State.Group(e.Instance.GetGroup()); ok && now.GetHolder() == e.Instance.GetNodeId() {
+		// The address of a primary may have changed. A group that has changed since is
+		// told by its own event, which comes in its turn.
+		now, ok := w.s.cfg.State.Group(e.Instance.GetGroup())
+		if ok && now.GetHolder() == e.Instance.GetNodeId() && now.GetRevision() <= e.Revision {
 			g = now
 		}
 	}

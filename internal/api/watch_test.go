@@ -87,6 +87,30 @@ func TestWatch_StateThenChanges(t *testing.T) {
 	}
 }
 
+// TestWatch_NeverBack: a watch that is behind does not tell of a newer epoch
+// before an older one.
+func TestWatch_NeverBack(t *testing.T) {
+	r := newRig(t, "n1")
+	serving(r)
+	var from uint64
+	r.change(func(rev uint64) Event {
+		from = rev - 1
+		r.instances = []*pb.Instance{{Group: "default", NodeId: "n1", Address: "moved:1"}}
+		return Event{Instance: r.instances[0]}
+	})
+	r.putGroup(&pb.Group{Name: "default", Epoch: 65, Holder: "n1"}, &pb.Transition{Number: 4})
+	r.putGroup(&pb.Group{Name: "default", Epoch: 70, Holder: "n1"}, &pb.Transition{Number: 5})
+	w, err := pb.NewGroupServiceClient(r.conn).Watch(timed(t), &pb.WatchRequest{AfterRevision: from})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint64{65, 70} {
+		if got := nextChange(t, w); got.GetGroup().GetEpoch() != want {
+			t.Fatalf("epoch %d, want %d: %v", got.GetGroup().GetEpoch(), want, got)
+		}
+	}
+}
+
 func TestWatch_Compacted(t *testing.T) {
 	r := newRig(t, "n1")
 	serving(r)
