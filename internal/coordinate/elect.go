@@ -87,7 +87,19 @@ func (c *Coordinator) elect(ctx context.Context, g *pb.Group, ch choice) (uint64
 		}
 		return c.grant(ctx, g, ch, d, cand.NodeID, number, decided)
 	}
+	if d.OnlyLastHolder {
+		return 0, fmt.Errorf("%s: %w", onlyLast(g), &noneError{refusals: refusals})
+	}
 	return 0, &noneError{refusals: refusals}
+}
+
+// onlyLast says why nobody but the last holder may have a group, and what to do.
+func onlyLast(g *pb.Group) string {
+	why := "automatic failover is paused"
+	if g.GetHeld() {
+		why = "the group is held after repeated failovers: look why"
+	}
+	return fmt.Sprintf("%s, so that only %s may have it again: resume the group, or use failover with force", why, election.LastHolder(g))
 }
 
 // awaitLease waits until the group may be granted and returns it as it is then.
