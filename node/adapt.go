@@ -55,17 +55,29 @@ func (h holders) For(group string) (api.Holder, bool) {
 		group = hastate.DefaultGroup
 	}
 	found, ok := h.n.holders[group]
-	return peerHolder{found}, ok
+	return peerHolder{n: h.n, h: found}, ok
 }
 
 // peerHolder gives a holder the form of PeerService.
-type peerHolder struct{ h *holder.Holder }
+type peerHolder struct {
+	n *Node
+	h *holder.Holder
+}
 
 func (p peerHolder) Canvass(ctx context.Context, _ *pb.CanvassRequest) (*pb.CanvassResponse, error) {
-	return p.h.Canvass(ctx), nil
+	r := p.h.Canvass(ctx)
+	if !p.n.serving() {
+		r.Unwilling, r.Reason = true, reasonStalled
+	}
+	return r, nil
 }
 
 func (p peerHolder) Nominate(ctx context.Context, req *pb.NominateRequest) (*pb.NominateResponse, error) {
+	if !p.n.serving() {
+		// It could not renew: its proposals wait behind that write, if it leads or
+		// led, and it learns of nothing that is committed.
+		return &pb.NominateResponse{Reason: reasonStalled}, nil
+	}
 	return p.h.Nominate(ctx, req), nil
 }
 

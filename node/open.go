@@ -124,7 +124,7 @@ func (n *Node) openServices() error {
 		NodeID: n.cfg.NodeID, Version: n.cfg.Version, Profile: n.cfg.Profile, State: state{n.machine}, Proposer: n.proposer,
 		Reader: n.reads, Raft: n.raft, Log: n.logs, Peers: n.transport, Groups: groups{n}, Membership: n.members,
 		Snapshots: archives{n}, Greeter: n, Holders: holders{n}, Clock: n.cfg.Clock, Address: n.addressOf,
-		Problems: n.Problems, ClientIdle: fsm.ClientIdle, Logger: n.log,
+		InTouch: n.inTouch, Problems: n.Problems, ClientIdle: fsm.ClientIdle, Logger: n.log,
 	}); err != nil {
 		return err
 	}

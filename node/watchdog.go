@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // StalledError ends a node whose disk or state machine hangs. The process must
@@ -30,6 +32,19 @@ func (n *Node) serving() bool {
 	}
 	return n.logs.Stalled() < n.cfg.Profile.Heartbeat && n.applier.stalled(n.cfg.Clock.Now()) < n.cfg.Profile.Stall
 }
+
+// inTouch says whether this node hears of what is committed: it leads and can
+// write, or has heard its leader within a lease. Elections are shorter than that,
+// so that watches do not wander during each.
+func (n *Node) inTouch() bool {
+	if !n.serving() {
+		return false
+	}
+	return n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < n.cfg.Profile.Lease
+}
+
+// reasonStalled is why this node's instances are no candidates.
+const reasonStalled = "a write to the log of its node hangs"
 
 // watchdog returns a *StalledError when a log write, or the state machine, makes
 // no progress for Profile.Stall.

@@ -12,7 +12,9 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/internal/wait"
+	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/transport"
 )
@@ -247,6 +249,57 @@ func writeTo(t *testing.T, m *Member) {
 		_ = n.Raft().Barrier(0).Error() // it fails when the node ends
 	}()
 	t.Cleanup(func() { <-done })
+}
+
+// TestStall_PrimaryMoves: a node whose disk hangs is no candidate, although its
+// instance is well, and its clients are told to ask elsewhere. Found by
+// `make chaos FAULTS=disk-stall`: it was granted again and again, until it ended.
+func TestStall_PrimaryMoves(t *testing.T) {
+	t.Parallel()
+	c := New(t, Options{Configure: func(cfg *node.Config) {
+		cfg.Profile.Stall = 10 * time.Minute
+		if cfg.NodeID == "n1" { // the best candidate, whatever else
+			cfg.Instances[0].Tags = &pb.InstanceTags{Priority: 1}
+		}
+	}})
+	c.WaitReady()
+	if p, _ := c.WaitPrimary(0); p.ID != "n1" {
+		p.Instance.Kill()
+		c.WaitPrimary(0, c.Member("n1"))
+		p.Instance.Restart()
+		c.WaitReady()
+	}
+	makeLead(t, c, c.Member("n1"))
+	first, epoch := c.WaitPrimary(0, c.Member("n1"))
+	asked, err := client.Dial(client.Options{Endpoints: []string{first.config.Listen, c.Others(first)[0].config.Listen}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = asked.Close() })
+	ctx := within(t)
+	updates, err := asked.WatchPrimary(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-updates
+	first.Log.Stall()
+	writeTo(t, first)
+	t.Cleanup(first.Log.Heal) // or a failure would hang in the clean-up
+	second, next := c.WaitPrimary(epoch, c.Others(first)...)
+	for _, tr := range second.Node().Machine().History(hastate.DefaultGroup, 50) {
+		if tr.GetEpoch() > epoch && tr.GetEpoch() < next && tr.GetTo() == first.ID {
+			t.Errorf("the stalled %s was granted again: %v", first.ID, tr)
+		}
+	}
+	for p := range updates {
+		if p.Epoch >= next && p.NodeID != first.ID && p.Serving() {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		t.Fatal("the client was not told of the new primary")
+	}
+	first.Log.Heal()
 }
 
 func TestStall_WithoutTheWatchdogNobodyLeads(t *testing.T) {

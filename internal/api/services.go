@@ -61,6 +61,9 @@ type Config struct {
 
 	// Address tells the gRPC address of a node; nil: the id.
 	Address func(raft.ServerID) string
+	// InTouch says whether this node hears of what the others commit; nil: always.
+	// Watches end when it does not: their clients go on at another node.
+	InTouch func() bool
 	// Problems adds to those of Status; nil: none.
 	Problems func() []string
 	// ClientIdle is told to writers; 0: DefaultClientIdle. The leader forgets
@@ -130,6 +133,15 @@ func (s *Services) Register(r grpc.ServiceRegistrar) {
 
 // Peer is the service between nodes, for questions that a node asks itself.
 func (s *Services) Peer() pb.PeerServiceServer { return &peerServer{s: s} }
+
+// inTouch is ErrNoLeader when this node does not hear of what is committed: a
+// watch that stood still without a word would be believed.
+func (s *Services) inTouch() error {
+	if s.cfg.InTouch == nil || s.cfg.InTouch() {
+		return nil
+	}
+	return &hastate.NotLeaderError{}
+}
 
 // read makes the local state fit for an answer at the level that was asked for.
 func (s *Services) read(ctx context.Context, level pb.ReadLevel) (local bool, err error) {

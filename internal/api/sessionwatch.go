@@ -41,6 +41,9 @@ func (x *sessionServer) WatchSessions(req *pb.WatchSessionsRequest, stream pb.Se
 	if err = first(err, checkText("prefix", req.GetPrefix(), hastate.MaxSessionIDBytes)); err != nil {
 		return err
 	}
+	if err := x.s.inTouch(); err != nil {
+		return err
+	}
 	w := &sessionWatch{s: x.s, stream: stream, group: group, prefix: req.GetPrefix(), listed: make(map[string]uint64)}
 	from := req.GetAfterRevision()
 	if from == 0 {
@@ -107,6 +110,9 @@ func (w *sessionWatch) run(ctx context.Context) error {
 		}
 		if err != nil && nctx.Err() == nil {
 			return fmt.Errorf("watch sessions: %w", err)
+		}
+		if err := w.s.inTouch(); err != nil {
+			return err
 		}
 		if len(events) > 0 {
 			last := events[len(events)-1].Revision

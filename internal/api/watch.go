@@ -53,6 +53,9 @@ func (x *groupServer) Watch(req *pb.WatchRequest, stream pb.GroupService_WatchSe
 			w.feed.Close()
 		}
 	}()
+	if err := x.s.inTouch(); err != nil {
+		return err
+	}
 	if err := w.begin(req.GetAfterRevision()); err != nil {
 		return err
 	}
@@ -97,8 +100,12 @@ func (w *groupWatch) current() error {
 
 func (w *groupWatch) wants(group string) bool { return len(w.wanted) == 0 || w.wanted[group] }
 
-// heartbeat says how far the stream is complete and renews the primaries.
+// heartbeat says how far the stream is complete and renews the primaries. The
+// watch ends when this node is out of touch.
 func (w *groupWatch) heartbeat() error {
+	if err := w.s.inTouch(); err != nil {
+		return err
+	}
 	res := &pb.WatchResponse{Revision: w.seen, Heartbeat: true}
 	for _, g := range w.groups() {
 		res.Primaries = append(res.Primaries, w.s.primaryOf(g))
