@@ -82,7 +82,7 @@ func TestDraw_Repeats(t *testing.T) {
 			t.Fatal(err)
 		}
 		var all []string
-		for range 200 {
+		for range 400 {
 			for _, f := range d.pick(from, true) {
 				all = append(all, f.kind)
 			}
@@ -97,7 +97,7 @@ func TestDraw_Repeats(t *testing.T) {
 	}
 	for _, f := range faults() {
 		if f.weight > 0 && !strings.Contains(kinds(7)+kinds(8)+kinds(9), f.kind) {
-			t.Errorf("%s was not drawn in 600 rounds", f.kind)
+			t.Errorf("%s was not drawn in 1,200 rounds", f.kind)
 		}
 	}
 }

@@ -20,6 +20,7 @@ func networkFaults() []fault {
 		{kind: "cut-primary", family: family, weight: 4, exits: true, what: "the primary's host is cut off", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
 			return one(s.primary(ctx, d.group(s)))
 		})},
+		{kind: "cut-uncounted", family: family, weight: 2, exits: true, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
 		{kind: "cut-minority", family: family, weight: 2, exits: true, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
 			return d.minority(s)
 		})},
@@ -94,6 +95,26 @@ func cutting(choose func(context.Context, *stage, *draw) []*rig.Host) func(conte
 		}
 		return b, s.between(others, these, rig.Policy{Cut: true})
 	}
+}
+
+// cutUncounted leaves it to the node to silence the model server in time: nothing
+// else does.
+func cutUncounted(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h := s.primary(ctx, d.group(s))
+	if h == nil {
+		return broken{}, errNobody
+	}
+	for _, g := range s.groups {
+		if err := h.ModelControl(ctx, g, []byte(`{"uncounted":true}`)); err != nil {
+			return broken{}, err
+		}
+	}
+	b := broken{what: h.NodeID() + " is cut off, its model servers do not count their leases", lost: s.held(ctx, h), hold: d.above() + d.lease}
+	these, others := s.sides(one(h))
+	if err := s.between(these, others, rig.Policy{Cut: true}); err != nil {
+		return b, err
+	}
+	return b, s.between(others, these, rig.Policy{Cut: true})
 }
 
 func cutOneWay(ctx context.Context, s *stage, d *draw) (broken, error) {

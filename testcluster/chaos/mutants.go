@@ -27,12 +27,14 @@ func mutantsCommand(ctx context.Context, args []string) int {
 	fs := flag.NewFlagSet("chaos mutants", flag.ContinueOnError)
 	only := fs.String("only", "", "these alone, comma-separated")
 	quick := fs.Bool("quick", false, "only those with a limit of a minute or less")
+	hard := fs.Bool("hard", false, "also those that a run may miss; each says why")
 	seed := fs.Uint64("seed", uint64(time.Now().UnixNano())%1_000_000_000, "first seed; each mutant has another") //nolint:gosec // any number will do
+	keep := fs.Bool("keep", false, "leave the folders of the runs")
 	verbose := fs.Bool("v", false, "tell what is done, on standard error")
 	if err := fs.Parse(args); err != nil {
 		return exitUsage
 	}
-	o := hunt{seed: *seed, progress: io.Discard}
+	o := hunt{seed: *seed, keep: *keep, progress: io.Discard}
 	if *verbose {
 		o.progress = os.Stderr
 	}
@@ -47,6 +49,9 @@ func mutantsCommand(ctx context.Context, args []string) int {
 			}
 			todo = append(todo, m)
 		}
+	}
+	if *only == "" && !*hard {
+		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Hard != "" })
 	}
 	if *quick {
 		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Limit > time.Minute })
@@ -70,6 +75,7 @@ func mutantsCommand(ctx context.Context, args []string) int {
 // hunt runs this program against mutants, one after the other.
 type hunt struct {
 	seed     uint64
+	keep     bool
 	progress io.Writer
 }
 
@@ -78,7 +84,13 @@ func (o hunt) all(ctx context.Context, todo []mutant.Mutant) (results []mutant.R
 	if err != nil {
 		return nil, fmt.Errorf("make a scratch folder: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if o.keep {
+			fmt.Fprintln(o.progress, "left in", dir)
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
 	for i, m := range todo {
 		r, err := o.one(ctx, m, filepath.Join(dir, m.Name), o.seed+uint64(i)) //nolint:gosec // small
 		if err != nil {

@@ -120,7 +120,7 @@ func (r *run) over() bool {
 func (r *run) chapter(ctx context.Context) (more bool, err error) {
 	r.chapters++
 	l, err := load.Start(ctx, load.Options{
-		Endpoints: r.stage.rig.Endpoints(), Groups: r.stage.groups, Dir: r.dir, Seed: r.draw.Uint64(), Think: r.o.think,
+		Endpoints: r.stage.rig.Endpoints(), Groups: r.stage.groups, Dir: r.dir, Seed: r.draw.Uint64(), Think: r.o.think, Servers: r.stage.servers(),
 		Prefix: fmt.Sprintf("c%d-", r.chapters), DialOptions: r.stage.dial(),
 	})
 	if err != nil {
@@ -180,12 +180,12 @@ func (r *run) round(ctx context.Context) error {
 		r.breakAll(ctx, picked, &f)
 	}
 	f.Healed = clock.Boot{}.Now()
-	ended, err := r.stage.heal(ctx)
-	if err != nil {
+	if err := r.stage.heal(ctx); err != nil {
 		return fmt.Errorf("round %d (%s): put it right: %w", f.Round, f.What, err)
 	}
-	r.judgeExits(ended, picked, f)
-	if err := r.stage.waitWhole(ctx); err != nil && ctx.Err() == nil {
+	err = r.stage.waitWhole(ctx)
+	r.judgeExits(picked, f)
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("round %d (%s): %w", f.Round, f.What, err)
 	}
 	f.Whole = clock.Boot{}.Now()
@@ -245,7 +245,9 @@ func (r *run) timeNewLeader(ctx context.Context, b broken, f *record.Fault) {
 }
 
 // judgeExits: a node ends by itself only where a fault explains it.
-func (r *run) judgeExits(ended []exited, picked []fault, f record.Fault) {
+func (r *run) judgeExits(picked []fault, f record.Fault) {
+	ended := r.stage.ended
+	r.stage.ended = nil
 	if slices.ContainsFunc(picked, func(p fault) bool { return p.exits }) {
 		return
 	}

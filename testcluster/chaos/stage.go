@@ -42,6 +42,8 @@ type stage struct {
 	// downed are the hosts whose node this run has ended, or not started: any other
 	// node that is not running has ended by itself.
 	downed map[*rig.Host]bool
+	// ended are nodes that ended by themselves; the run looks and empties it.
+	ended []exited
 	// joined counts the nodes that were ever made, for their names.
 	joined int
 	// say tells people what happens.
@@ -379,6 +381,17 @@ func (s *stage) newLeader(ctx context.Context, old *rig.Host) error {
 		}
 	}
 	return nil
+}
+
+// servers are the addresses of the members' model servers, by group.
+func (s *stage) servers() map[string][]string {
+	all := map[string][]string{}
+	for _, g := range s.groups {
+		for _, h := range s.members {
+			all[g] = append(all[g], h.ModelAddress(g))
+		}
+	}
+	return all
 }
 
 // tails is the end of what the nodes printed.

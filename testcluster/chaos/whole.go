@@ -34,21 +34,25 @@ type exited struct {
 }
 
 // heal puts everything right that a fault can have broken, and starts what does
-// not run. It returns the nodes that had ended by themselves.
-func (s *stage) heal(ctx context.Context) ([]exited, error) {
+// not run.
+func (s *stage) heal(ctx context.Context) error {
 	errs := []error{s.rig.HealLinks()}
 	for _, h := range s.rig.Hosts() {
 		errs = append(errs, s.healHost(ctx, h))
 	}
-	var ended []exited
 	for _, h := range s.members {
-		p := h.Node()
-		if !s.downed[h] && !p.Running() {
-			ended = append(ended, exited{id: h.NodeID(), code: p.ExitCode(), tail: lastLines(p.Tail(), 12)})
-		}
-		errs = append(errs, s.startHost(h))
+		errs = append(errs, s.startAgain(h))
 	}
-	return ended, errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// startAgain starts what does not run on a host, and notes a node that has ended
+// by itself.
+func (s *stage) startAgain(h *rig.Host) error {
+	if p := h.Node(); !s.downed[h] && !p.Running() {
+		s.ended = append(s.ended, exited{id: h.NodeID(), code: p.ExitCode(), tail: lastLines(p.Tail(), 12)})
+	}
+	return s.startHost(h)
 }
 
 func (s *stage) healHost(ctx context.Context, h *rig.Host) error {
@@ -76,14 +80,18 @@ func (s *stage) waitWhole(ctx context.Context) error {
 	defer cancel()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	var last error
 	for {
 		err := s.whole(ctx)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil || last == nil {
+			last = err // not what the end of ctx looks like from inside
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not whole within %v: %w", wholeTimeout, err)
+			return fmt.Errorf("not whole within %v: %w", wholeTimeout, last)
 		case <-tick.C:
 		}
 	}
@@ -148,8 +156,8 @@ func (s *stage) membersWhole(ctx context.Context) error {
 		switch p := h.Node(); {
 		case !p.Running() && s.starts[h].Expect == 0 && m == nil:
 			return errors.Join(fmt.Errorf("%s was not let in: %s", h.NodeID(), lastLines(p.Tail(), 1)), s.startNode(h))
-		case !p.Running():
-			return fmt.Errorf("%s has ended: %s", h.NodeID(), lastLines(p.Tail(), 3))
+		case !p.Running(): // one whose disk hung ends only when that is over
+			return errors.Join(fmt.Errorf("%s has ended: %s", h.NodeID(), lastLines(p.Tail(), 3)), s.startAgain(h))
 		case m == nil:
 			return fmt.Errorf("%s is no member", h.NodeID())
 		case m.GetRole() != pb.MemberRole_MEMBER_ROLE_VOTER:

@@ -60,6 +60,7 @@ func (c *caller) run() {
 	ctx, cancel := context.WithCancel(c.l.ctx)
 	var mine sync.WaitGroup
 	mine.Go(func() { c.follow(ctx) })
+	mine.Go(func() { c.stray(ctx) })
 	for c.l.pause(c.l.o.CallEvery) {
 		select {
 		case c.slots <- struct{}{}:
@@ -90,6 +91,14 @@ func (c *caller) follow(ctx context.Context) {
 	}
 }
 
+// stray asks any server, one after the other.
+func (c *caller) stray(ctx context.Context) {
+	servers, rng := c.l.o.Servers[c.group], c.l.rng(-len(c.group))
+	for len(servers) > 0 && after(ctx, c.l.o.CallEvery) {
+		_, _ = c.askAt(ctx, servers[rng.IntN(len(servers))]) // most are not the primary
+	}
+}
+
 // call does one request.
 func (c *caller) call(ctx context.Context) record.Request {
 	r := record.Request{Group: c.group, Call: c.l.o.Clock.Now()}
@@ -110,9 +119,13 @@ func (c *caller) ask(ctx context.Context) (got answer, err error) {
 	if !p.Serving() {
 		return got, client.ErrNoPrimary
 	}
+	return c.askAt(ctx, p.Address)
+}
+
+func (c *caller) askAt(ctx context.Context, address string) (got answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.l.o.CallTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.Address+"/generate", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+"/generate", nil)
 	if err != nil {
 		return got, err
 	}
@@ -126,13 +139,13 @@ func (c *caller) ask(ctx context.Context) (got answer, err error) {
 	case err != nil:
 		return got, err
 	case resp.StatusCode != http.StatusOK:
-		return got, fmt.Errorf("%s answered %s", p.NodeID, resp.Status)
+		return got, fmt.Errorf("%s answered %s", address, resp.Status)
 	}
 	if err := json.Unmarshal(body, &got); err != nil {
-		return got, fmt.Errorf("%s: %w", p.NodeID, err)
+		return got, fmt.Errorf("%s: %w", address, err)
 	}
 	if got.Node == "" || got.Group != c.group {
-		return got, fmt.Errorf("%s answered as %q of group %q", p.NodeID, got.Node, got.Group)
+		return got, fmt.Errorf("%s answered as %q of group %q", address, got.Node, got.Group)
 	}
 	return got, nil
 }

@@ -46,6 +46,10 @@ type Options struct {
 	AppendEvery time.Duration
 	// CallEvery is how often each group's caller asks its primary; 0: 20 ms.
 	CallEvery time.Duration
+	// Servers are the addresses of all model servers of each group. Every CallEvery
+	// one of them is asked too, as a client does that has an old address: what a
+	// server then does is in its own record. May be nil.
+	Servers map[string][]string
 	// CallTimeout is for one such request; 0: 500 ms.
 	CallTimeout time.Duration
 	// OpTimeout is for one operation; 0: 3 s. One write of a worker in 20 has only a

@@ -36,6 +36,8 @@ type Faults struct {
 	SlowMS  int64  `json:"slow_ms,omitempty"`
 	// LieEpoch: the status says role PRIMARY and an epoch that is 1,000 too high.
 	LieEpoch bool `json:"lie_epoch,omitempty"`
+	// Uncounted: the server does not count its lease; only Demote ends it.
+	Uncounted bool `json:"uncounted,omitempty"`
 	// NoLeaseCheck: what was once promoted serves on for ever, whatever becomes of
 	// its lease, and after Demote. The checks must find it.
 	NoLeaseCheck bool `json:"no_lease_check,omitempty"`

@@ -58,7 +58,7 @@ func (s *server) answer(ctx context.Context) (a Answer, leave func(), err error)
 	}
 	f, _ := s.faults.get()
 	_, now := s.now()
-	stop, left, err := s.lease.enter(now, f.NoLeaseCheck)
+	stop, left, err := s.lease.enter(now, f)
 	if err != nil {
 		return a, leave, err
 	}
@@ -68,7 +68,7 @@ func (s *server) answer(ctx context.Context) (a Answer, leave func(), err error)
 	}
 	// The decision: the clock is read first, then the lease is looked at.
 	at, now := s.now()
-	epoch, err := s.lease.valid(now, f.NoLeaseCheck)
+	epoch, err := s.lease.valid(now, f)
 	if err != nil {
 		return a, leave, err
 	}

@@ -168,13 +168,13 @@ func (l *lease) idle(ctx context.Context, progress func(working int) error) erro
 
 // enter begins a request; leave is to be called when it was answered. stop is
 // closed when it must end at once.
-func (l *lease) enter(now clock.Instant, unchecked bool) (stop <-chan struct{}, leave func(), err error) {
+func (l *lease) enter(now clock.Instant, f Faults) (stop <-chan struct{}, leave func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, err := l.may(now, unchecked); err != nil {
+	if _, err := l.may(now, f); err != nil {
 		return nil, nil, err
 	}
-	if unchecked {
+	if f.NoLeaseCheck {
 		return nil, func() {}, nil // and Demote does not wait for it
 	}
 	if l.draining {
@@ -194,15 +194,18 @@ func (l *lease) enter(now clock.Instant, unchecked bool) (stop <-chan struct{}, 
 }
 
 // valid returns the epoch under which the server may act at now.
-func (l *lease) valid(now clock.Instant, unchecked bool) (uint64, error) {
+func (l *lease) valid(now clock.Instant, f Faults) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.may(now, unchecked)
+	return l.may(now, f)
 }
 
-func (l *lease) may(now clock.Instant, unchecked bool) (uint64, error) {
-	if unchecked && l.served != 0 {
+func (l *lease) may(now clock.Instant, f Faults) (uint64, error) {
+	if f.NoLeaseCheck && l.served != 0 {
 		return l.served, nil
+	}
+	if f.Uncounted && l.until != 0 {
+		return l.newest, nil
 	}
 	if now >= l.until { // 0 if it was demoted
 		return 0, errNotPrimary

@@ -242,6 +242,21 @@ func TestLieEpoch(t *testing.T) {
 	r.serves(5)
 }
 
+func TestUncounted(t *testing.T) {
+	r := start(t, 1)
+	r.set(Faults{Uncounted: true})
+	r.serves(0)
+	want(t, "promote", r.promote(5, time.Second), nil)
+	r.clock.Advance(time.Minute)
+	r.serves(5)
+	want(t, "demote", r.demote(5), nil)
+	r.serves(0)
+	want(t, "promote", r.promote(6, time.Second), nil)
+	r.clock.Advance(time.Minute)
+	r.set(Faults{})
+	r.serves(0)
+}
+
 func TestNoLeaseCheck(t *testing.T) {
 	r := start(t, 1)
 	r.set(Faults{NoLeaseCheck: true})
