@@ -34,6 +34,8 @@ type run struct {
 	history  history
 	leaks    leaks
 	chapters int
+	// written are the faults, for people who look at the folder.
+	written *record.File[record.Fault]
 	// terms is the newest Raft term that was seen.
 	terms float64
 }
@@ -89,6 +91,10 @@ func (r *run) all(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Join(r.dir, "records"), 0o755); err != nil { //nolint:gosec // for people to look at
 		return err
 	}
+	if r.written, err = record.NewFile[record.Fault](filepath.Join(r.dir, "records", "faults.jsonl")); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.written.Close()) }()
 	if r.stage, err = openStage(ctx, r.o, r.dir, r.images, r.say); err != nil {
 		return err
 	}
@@ -190,6 +196,9 @@ func (r *run) round(ctx context.Context) error {
 	}
 	f.Whole = clock.Boot{}.Now()
 	r.history.faults = append(r.history.faults, f)
+	if err := r.written.Write(f); err != nil {
+		return err
+	}
 	r.say("%4d %6.1f s  %-28s %s (whole %v after it was put right)", f.Round, time.Since(r.began).Seconds(), f.Kind, f.What,
 		f.Whole.Sub(f.Healed).Round(time.Millisecond))
 	return nil

@@ -4,8 +4,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/hastate/hastate/client"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/model"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
@@ -123,9 +127,40 @@ func (s *stage) whole(ctx context.Context) error {
 		case ready[name] < len(s.members):
 			return fmt.Errorf("group %s has %d of %d instances ready", name, ready[name], len(s.members))
 		}
-		if h, ok := s.rig.Host(g.GetHolder()); !ok || !slices.Contains(s.members, h) {
+		h, ok := s.rig.Host(g.GetHolder())
+		if !ok || !slices.Contains(s.members, h) {
 			return fmt.Errorf("group %s is held by %s, which is no member", name, g.GetHolder())
 		}
+		// The record may be of before the holder was restarted.
+		if err := s.serves(ctx, h, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serves asks the primary to do a request under the group's epoch.
+func (s *stage) serves(ctx context.Context, h *rig.Host, g *pb.Group) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+h.ModelAddress(g.GetName())+"/generate", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := s.web.Do(req)
+	if err != nil {
+		return fmt.Errorf("primary of %s: %w", g.GetName(), err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var did model.Answer
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the primary of %s at %s answers %s", g.GetName(), h.NodeID(), resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&did); err != nil {
+		return fmt.Errorf("primary of %s: %w", g.GetName(), err)
+	}
+	if did.Epoch != g.GetEpoch() {
+		return fmt.Errorf("the primary of %s at %s serves under epoch %d, the group has %d", g.GetName(), h.NodeID(), did.Epoch, g.GetEpoch())
 	}
 	return nil
 }
