@@ -5,6 +5,7 @@ package hastate
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -168,17 +169,17 @@ func detailOf(err error) (codes.Code, protoadapt.MessageV1) {
 	// First: an error that also says "not the leader" must not pass for one that
 	// was certainly not applied.
 	case errors.As(err, &unknown):
-		return codes.Aborted, &pb.OutcomeUnknown{Reason: unknown.Reason}
+		return codes.Aborted, &pb.OutcomeUnknown{Reason: text(unknown.Reason)}
 	case errors.As(err, &notLeader):
-		return codes.Unavailable, &pb.NotLeader{LeaderId: notLeader.LeaderID, LeaderAddress: notLeader.LeaderAddress}
+		return codes.Unavailable, &pb.NotLeader{LeaderId: text(notLeader.LeaderID), LeaderAddress: text(notLeader.LeaderAddress)}
 	case errors.As(err, &fenced):
-		return codes.FailedPrecondition, &pb.Fenced{Group: fenced.Group, Epoch: fenced.Epoch, NewestEpoch: fenced.NewestEpoch, Holder: fenced.Holder}
+		return codes.FailedPrecondition, &pb.Fenced{Group: text(fenced.Group), Epoch: fenced.Epoch, NewestEpoch: fenced.NewestEpoch, Holder: text(fenced.Holder)}
 	case errors.As(err, &compacted):
 		return codes.OutOfRange, &pb.Compacted{OldestRevision: compacted.Oldest, NewestRevision: compacted.Newest}
 	case errors.As(err, &limit):
-		return codes.ResourceExhausted, &pb.LimitExceeded{Limit: limit.Limit, Maximum: limit.Maximum, Actual: limit.Actual}
+		return codes.ResourceExhausted, &pb.LimitExceeded{Limit: text(limit.Limit), Maximum: limit.Maximum, Actual: limit.Actual}
 	case errors.As(err, &conflict):
-		return codes.FailedPrecondition, &pb.Conflict{Key: conflict.Key, CurrentRevision: conflict.CurrentRevision, CurrentOffset: conflict.CurrentOffset, Reason: conflict.Reason}
+		return codes.FailedPrecondition, &pb.Conflict{Key: text(conflict.Key), CurrentRevision: conflict.CurrentRevision, CurrentOffset: conflict.CurrentOffset, Reason: text(conflict.Reason)}
 	case errors.As(err, &expired):
 		return codes.FailedPrecondition, &pb.ClientExpired{Client: expired.Client}
 	}
@@ -192,7 +193,7 @@ func detailOf(err error) (codes.Code, protoadapt.MessageV1) {
 func bareDetailOf(err error) (codes.Code, protoadapt.MessageV1) {
 	switch {
 	case errors.Is(err, ErrOutcomeUnknown):
-		return codes.Aborted, &pb.OutcomeUnknown{Reason: err.Error()}
+		return codes.Aborted, &pb.OutcomeUnknown{Reason: text(err.Error())}
 	case errors.Is(err, ErrNoLeader), errors.Is(err, ErrNotLeader):
 		return codes.Unavailable, &pb.NotLeader{}
 	case errors.Is(err, ErrFenced):
@@ -200,19 +201,23 @@ func bareDetailOf(err error) (codes.Code, protoadapt.MessageV1) {
 	case errors.Is(err, ErrCompacted):
 		return codes.OutOfRange, &pb.Compacted{}
 	case errors.Is(err, ErrLimit):
-		return codes.ResourceExhausted, &pb.LimitExceeded{Limit: err.Error()}
+		return codes.ResourceExhausted, &pb.LimitExceeded{Limit: text(err.Error())}
 	case errors.Is(err, ErrConflict):
-		return codes.FailedPrecondition, &pb.Conflict{Reason: err.Error()}
+		return codes.FailedPrecondition, &pb.Conflict{Reason: text(err.Error())}
 	case errors.Is(err, ErrClientExpired):
 		return codes.FailedPrecondition, &pb.ClientExpired{}
 	}
 	return codes.OK, nil
 }
 
+// text is what a string of a message may be. One that is not UTF-8, as what other
+// programs print may be, would cost the message its detail, and the error its kind.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
 func withDetail(code codes.Code, err error, detail protoadapt.MessageV1) error {
-	st, derr := status.New(code, err.Error()).WithDetails(detail)
+	st, derr := status.New(code, text(err.Error())).WithDetails(detail)
 	if derr != nil {
-		return status.Error(code, err.Error())
+		return status.Error(code, text(err.Error()))
 	}
 	return st.Err()
 }
@@ -232,7 +237,7 @@ func ToStatus(err error) error {
 	}
 	for _, p := range plain {
 		if errors.Is(err, p.err) {
-			return status.Error(p.code, err.Error())
+			return status.Error(p.code, text(err.Error()))
 		}
 	}
 	if _, ok := status.FromError(err); ok {
@@ -241,7 +246,7 @@ func ToStatus(err error) error {
 	if st := status.FromContextError(err); st.Code() != codes.Unknown {
 		return st.Err()
 	}
-	return status.Error(codes.Internal, err.Error())
+	return status.Error(codes.Internal, text(err.Error()))
 }
 
 // remoteError is a sentinel that came back from a server, with its text.

@@ -225,6 +225,11 @@ func (s *Sessions) List(ctx context.Context, o ListOptions) iter.Seq2[*pb.Sessio
 			if page.GetNextPageToken() == "" {
 				return
 			}
+			if page.GetNextPageToken() == req.GetPageToken() {
+				// It would go round for as long as the caller has time.
+				yield(nil, fmt.Errorf("list sessions of group %q: node %q sends on to the page that it was asked for", s.group, page.GetHeader().GetNodeId()))
+				return
+			}
 			req.PageToken = page.GetNextPageToken()
 		}
 	}

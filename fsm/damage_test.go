@@ -172,6 +172,19 @@ func TestACutStateFileIsRefused(t *testing.T) {
 	}
 }
 
+// damagedCopy changes up to four bytes: five bytes of damage are a place and what to
+// exclusive-or there. It is cut to a length if cut is not 0.
+func damagedCopy(good, damage []byte, cut uint32) []byte {
+	data := bytes.Clone(good)
+	for ; len(damage) >= 5 && len(damage) <= 20; damage = damage[5:] {
+		data[int(binary.BigEndian.Uint32(damage))%len(data)] ^= damage[4]
+	}
+	if cut != 0 {
+		data = data[:int(cut)%len(data)]
+	}
+	return data
+}
+
 // FuzzStateFile damages a state file in up to four places and cuts it: what is not
 // refused is a state that was flushed.
 func FuzzStateFile(f *testing.F) {
@@ -184,14 +197,7 @@ func FuzzStateFile(f *testing.F) {
 	f.Add([]byte(nil), page/2)                                                   // cut
 	f.Add([]byte{0, 0, byte(4 * page >> 8), 12, 1, 0, 0, 80, 8, 2}, 2*page+page) // a run of pages, and cut
 	f.Fuzz(func(t *testing.T, damage []byte, cut uint32) {
-		data := bytes.Clone(good)
-		for ; len(damage) >= 5 && len(damage) <= 20; damage = damage[5:] {
-			at := int(damage[0])<<24 | int(damage[1])<<16 | int(damage[2])<<8 | int(damage[3])
-			data[at%len(data)] ^= damage[4]
-		}
-		if cut != 0 {
-			data = data[:int(cut)%len(data)]
-		}
+		data := damagedCopy(good, damage, cut)
 		path := filepath.Join(memoryDir(t), "state.db")
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)

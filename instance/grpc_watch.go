@@ -15,6 +15,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
@@ -179,7 +180,9 @@ func statusOf(msg *pb.WatchStatusResponse) Status {
 	st := Status{
 		State: msg.GetState(), Role: msg.GetRole(), InFlight: msg.GetInFlight(), Queued: msg.GetQueued(),
 		Steps: msg.GetStepsTotal(), Epoch: msg.GetEpoch(), Reason: text(msg.GetReason()),
-		Models: msg.GetModels()[:min(len(msg.GetModels()), maxModels)],
+	}
+	for _, m := range msg.GetModels()[:min(len(msg.GetModels()), maxModels)] {
+		st.Models = append(st.Models, modelOf(m))
 	}
 	if len(st.Models) > 0 {
 		st.Model = st.Models[0]
@@ -190,4 +193,14 @@ func statusOf(msg *pb.WatchStatusResponse) Status {
 		st.State = pb.InstanceState_INSTANCE_STATE_LIVE
 	}
 	return st
+}
+
+// modelOf makes a model that a server named one that the log takes: with another,
+// nothing that the node reports of the instance would be written. A name or digest
+// that had to be changed is no model's.
+func modelOf(m *pb.ModelRef) *pb.ModelRef {
+	return &pb.ModelRef{
+		Name: bounded(m.GetName(), hastate.MaxNameBytes), Version: bounded(m.GetVersion(), hastate.MaxNameBytes),
+		Digest: bounded(m.GetDigest(), hastate.MaxTextBytes),
+	}
 }

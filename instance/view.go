@@ -131,9 +131,12 @@ func (v *view) status(now time.Time) Status {
 }
 
 // text bounds free text that came from outside.
-func text(s string) string {
-	if len(s) > hastate.MaxTextBytes {
-		s = s[:hastate.MaxTextBytes]
+func text(s string) string { return bounded(s, hastate.MaxTextBytes) }
+
+// bounded makes one line of at most so many bytes of s.
+func bounded(s string, maximum int) string {
+	if len(s) > maximum {
+		s = s[:maximum]
 	}
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

@@ -3,9 +3,11 @@
 package node
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -50,11 +52,14 @@ func openIdentity(dir, nodeID string) (*identity, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
-	if err := json.Unmarshal(data, &id.saved); err != nil {
-		return nil, fmt.Errorf("identity %s is damaged: %w: restore the file, or remove the node from the cluster, empty the folder and join again", id.path, err)
+	var newer struct {
+		Format int `json:"format"`
 	}
-	if id.saved.Format > identityFormat {
-		return nil, fmt.Errorf("data folder %s has format %d by its node.json, this program knows up to %d: run a newer hanode", dir, id.saved.Format, identityFormat)
+	if err := json.Unmarshal(data, &newer); err == nil && newer.Format > identityFormat {
+		return nil, fmt.Errorf("data folder %s has format %d by its node.json, this program knows up to %d: run a newer hanode", dir, newer.Format, identityFormat)
+	}
+	if err := id.decode(data); err != nil {
+		return nil, fmt.Errorf("identity %s is damaged: %w: restore the file, or remove the node from the cluster, empty the folder and join again", id.path, err)
 	}
 	if id.saved.NodeID != nodeID {
 		return nil, fmt.Errorf("data folder %s belongs to node %q, not %q: use its own folder, or correct the node id", dir, id.saved.NodeID, nodeID)
@@ -63,6 +68,23 @@ func openIdentity(dir, nodeID string) (*identity, error) {
 		id.saved.Addresses = map[string]string{}
 	}
 	return id, nil
+}
+
+// decode reads the file strictly: a key that is not known is one that was changed,
+// and without it the node could take itself for one of no cluster.
+func (id *identity) decode(data []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&id.saved); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind its end")
+	}
+	if id.saved.Format != identityFormat {
+		return fmt.Errorf("its format is %d", id.saved.Format)
+	}
+	return nil
 }
 
 // ClusterID is empty until the node belongs to a cluster.

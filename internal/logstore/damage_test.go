@@ -79,6 +79,11 @@ func leafOf(t testing.TB, file []byte) int {
 	return leaf
 }
 
+// swapped replaces a text wherever it is.
+func swapped(d []byte, from, to string) []byte {
+	return bytes.ReplaceAll(d, []byte(from), []byte(to))
+}
+
 func TestADamagedFileIsRefusedWithWords(t *testing.T) {
 	good := sampleLog(t, 400)
 	page := os.Getpagesize()
@@ -112,6 +117,9 @@ func TestADamagedFileIsRefusedWithWords(t *testing.T) {
 			d[at] ^= 0x80
 			return d
 		}, "checksum"},
+		"the name of the log":   {func(d []byte) []byte { return swapped(d, "logs", "logt") }, "there is a bucket"},
+		"the name of the votes": {func(d []byte) []byte { return swapped(d, "conf", "cong") }, "there is a bucket"},
+		"the name of the term":  {func(d []byte) []byte { return swapped(d, "CurrentTerm", "CurrentTerl") }, "none of raft's"},
 		"the term": {func(d []byte) []byte {
 			at := bytes.LastIndex(d, []byte("CurrentTerm"))
 			d[at+len("CurrentTerm")+7] ^= 1
@@ -157,13 +165,17 @@ func contents(t testing.TB, s *Store) string {
 	for i := first; i <= last; i++ {
 		var l raft.Log
 		err := s.GetLog(i, &l)
-		fmt.Fprintf(&b, "%d %d %d %d %x %v\n", i, l.Index, l.Term, l.Type, l.Data, err)
+		b.WriteString(lineOf(i, &l, err))
 	}
 	for _, key := range stableKeys {
 		v, err := s.Get(key)
 		fmt.Fprintf(&b, "%s %x %v\n", key, v, err)
 	}
 	return b.String()
+}
+
+func lineOf(index uint64, l *raft.Log, err error) string {
+	return fmt.Sprintf("%d %d %d %d %x %v\n", index, l.Index, l.Term, l.Type, l.Data, err)
 }
 
 // damagedOpen opens a file with these bytes. It returns false if it is refused; the

@@ -3,6 +3,7 @@
 package logstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -37,9 +39,10 @@ const (
 // lock held by the same open file. So nobody else can write between the check and
 // the use.
 type boltFileOpener struct {
-	path  string
-	file  *os.File
-	found ranges
+	path    string
+	file    *os.File
+	buckets []string
+	found   ranges
 }
 
 func (o *boltFileOpener) open(path string, flag int, mode os.FileMode) (*os.File, error) {
@@ -72,12 +75,30 @@ func (o *boltFileOpener) check(f *os.File) error {
 	if err := boltfile.Verify(f, info.Size(), o.visit); err != nil {
 		return damaged(o.path, err)
 	}
+	if len(o.buckets) != 2 {
+		return damaged(o.path, fmt.Errorf("it has the buckets %q alone", o.buckets))
+	}
 	return nil
 }
 
-// visit collects the indexes of the log entries.
+// visit collects the indexes of the log entries. Names are looked at too, for they
+// have no checksum: raft-boltdb would make a bucket that it does not find, and raft
+// takes a vote that it does not find for one that it has never given.
 func (o *boltFileOpener) visit(bucket, key []byte) error {
-	if string(bucket) != "logs" {
+	name := string(bucket)
+	if key == nil {
+		o.buckets = append(o.buckets, name)
+		if name != "logs" && name != "conf" {
+			return fmt.Errorf("there is a bucket %q", name)
+		}
+	}
+	if key == nil {
+		return nil
+	}
+	if name == "conf" {
+		if !slices.ContainsFunc(stableKeys, func(k []byte) bool { return bytes.Equal(k, key) }) {
+			return fmt.Errorf("there is a stable value %q, which is none of raft's", key)
+		}
 		return nil
 	}
 	if len(key) != 8 {
@@ -216,5 +237,5 @@ func (s *Store) checkEntries() (err error) {
 	return nil
 }
 
-// stableKeys are raft's own, checked at Open.
+// stableKeys are raft's own, checked at Open; a file with others is refused.
 var stableKeys = [][]byte{[]byte("CurrentTerm"), []byte("LastVoteTerm"), []byte("LastVoteCand")}

@@ -5,6 +5,7 @@ package propose
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
@@ -13,28 +14,30 @@ import (
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
-// writeAnswer is what the leader tells a node about one command.
+// writeAnswer is what the leader tells a node about one command. A text that is not
+// UTF-8 would break the stream, and leave all other commands on it unanswered.
 func writeAnswer(id uint64, res *pb.Result, err error) *pb.ForwardResponse_Item {
 	a := &pb.ForwardResponse_Item{Id: id}
+	text := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 	var limit *hastate.LimitError
 	switch {
 	case err == nil:
 		a.Result = res
 	case IsNotLeader(err):
-		a.NotLeader, a.Message = true, err.Error()
+		a.NotLeader, a.Message = true, text(err.Error())
 	case errors.As(err, &limit):
 		// A limit that was met before the log: its result has no index.
 		a.Result = &pb.Result{
-			Code: pb.ResultCode_RESULT_CODE_LIMIT, Message: err.Error(),
-			Limit: limit.Limit, LimitMaximum: limit.Maximum, LimitActual: limit.Actual,
+			Code: pb.ResultCode_RESULT_CODE_LIMIT, Message: text(err.Error()),
+			Limit: text(limit.Limit), LimitMaximum: limit.Maximum, LimitActual: limit.Actual,
 		}
 	case errors.Is(err, hastate.ErrInvalid):
-		a.Result = &pb.Result{Code: pb.ResultCode_RESULT_CODE_INVALID, Message: err.Error()}
+		a.Result = &pb.Result{Code: pb.ResultCode_RESULT_CODE_INVALID, Message: text(err.Error())}
 	default:
-		a.OutcomeUnknown, a.Message = true, err.Error()
+		a.OutcomeUnknown, a.Message = true, text(err.Error())
 		var unknown *hastate.OutcomeUnknownError
 		if errors.As(err, &unknown) {
-			a.Message = unknown.Reason
+			a.Message = text(unknown.Reason)
 		}
 	}
 	return a
