@@ -89,7 +89,7 @@ func TestDraw_Repeats(t *testing.T) {
 		}
 		return strings.Join(all, " ")
 	}
-	if kinds(7) != kinds(7) {
+	if first, second := kinds(7), kinds(7); first != second {
 		t.Error("one seed, two runs")
 	}
 	if kinds(7) == kinds(8) {

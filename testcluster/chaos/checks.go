@@ -175,7 +175,7 @@ func readAll[T any](dir, pattern string) ([]T, error) {
 }
 
 // finish checks what only the whole run tells, and counts.
-func (r *run) finish(ctx context.Context) error {
+func (r *run) finish(ctx context.Context) {
 	all := r.allTransitions()
 	if !r.broken() && ctx.Err() == nil {
 		jumped := slices.ContainsFunc(r.history.faults, func(f record.Fault) bool { return strings.Contains(f.Kind, "wall-clock") })
@@ -206,7 +206,6 @@ func (r *run) finish(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
 }
 
 // within are the requests that were answered in a window; all are in order of

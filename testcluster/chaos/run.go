@@ -114,7 +114,8 @@ func (r *run) all(ctx context.Context) (err error) {
 		more, err = r.chapter(ctx)
 	}
 	r.report.Seconds = time.Since(r.began).Round(time.Millisecond).Seconds()
-	return errors.Join(err, r.finish(ctx))
+	r.finish(ctx)
+	return err
 }
 
 // over says that no further round shall begin.
@@ -195,6 +196,9 @@ func (r *run) round(ctx context.Context) error {
 		return fmt.Errorf("round %d (%s): %w", f.Round, f.What, err)
 	}
 	f.Whole = clock.Boot{}.Now()
+	if f.WholeEpochs, err = r.stage.epochs(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("round %d (%s): after it was whole: %w", f.Round, f.What, err)
+	}
 	r.history.faults = append(r.history.faults, f)
 	if err := r.written.Write(f); err != nil {
 		return err

@@ -262,7 +262,9 @@ func (s *stage) replace(ctx context.Context, h *rig.Host) error {
 	if err := h.Wipe(ctx); err != nil {
 		return err
 	}
-	h.Rename(fmt.Sprintf("n%d", s.joined))
+	if err := h.Rename(fmt.Sprintf("n%d", s.joined)); err != nil {
+		return err
+	}
 	join := []string{}
 	for _, m := range s.members {
 		if m != h {

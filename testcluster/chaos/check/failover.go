@@ -76,6 +76,9 @@ func causeless(t *pb.Transition, faults []record.Fault, seen sighting) string {
 	if over == 0 {
 		return fmt.Sprintf("round %d (%s: %s) must not move a primary", faults[i].Round, faults[i].Kind, faults[i].What)
 	}
+	if was, ok := faults[i].WholeEpochs[t.GetGroup()]; ok && t.GetEpoch() <= was {
+		return "" // however late the news of it came
+	}
 	if seen.granted == 0 {
 		return ""
 	}

@@ -92,6 +92,12 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// wholeAt is a fault after which the group had an epoch.
+func wholeAt(f record.Fault, epoch uint64) record.Fault {
+	f.WholeEpochs = map[string]uint64{"g": epoch}
+	return f
+}
+
 func TestFalseFailovers(t *testing.T) {
 	initial := func(t *pb.Transition) { t.Kind = pb.TransitionKind_TRANSITION_KIND_INITIAL }
 	granted := pb.GroupPhase_GROUP_PHASE_GRANTED
@@ -115,6 +121,8 @@ func TestFalseFailovers(t *testing.T) {
 		"before all faults":    {transitions: []*pb.Transition{moved(2, 2, 3)}, faults: one, want: "no fault had begun"},
 		"with a harmless one":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{harmless(fault(1000, 5000, 3))}, want: "must not move a primary"},
 		"after one, harmless":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{fault(1000, 1500, 2), harmless(fault(2000, 3000, 3))}, want: "must not move a primary"},
+		"news came very late":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{wholeAt(fault(1000, 5000, 3), 7)}, events: []record.GroupEvent{showed(9000, 7, granted)}},
+		"after it was whole":   {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{wholeAt(fault(1000, 5000, 3), 3)}, events: []record.GroupEvent{showed(9000, 7, granted)}, want: "after everything was whole again"},
 		"long after":           {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: one, events: []record.GroupEvent{showed(9000, 7, granted)}, want: "after everything was whole again"},
 		"a regrant for naught": {transitions: []*pb.Transition{but(moved(2, 3, 7), func(t *pb.Transition) { t.Kind = pb.TransitionKind_TRANSITION_KIND_REGRANT })}, want: "no fault had begun"},
 	} {

@@ -60,7 +60,7 @@ func Read[T any](path string) ([]T, error) {
 	var all []T
 	for {
 		line, err := r.ReadBytes('\n')
-		if err == io.EOF { //nolint:errorlint // the bare value is documented
+		if err == io.EOF {
 			return all, nil
 		}
 		if err != nil {

@@ -128,6 +128,8 @@ type Fault struct {
 	Lost []string `json:"lost,omitempty"`
 	// Epochs are the epochs of all groups when it began.
 	Epochs map[string]uint64 `json:"epochs,omitempty"`
+	// WholeEpochs are the epochs when everything was whole again.
+	WholeEpochs map[string]uint64 `json:"whole_epochs,omitempty"`
 }
 
 // Violation is something that must never be seen.
