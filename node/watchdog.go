@@ -33,11 +33,12 @@ func (n *Node) serving() bool {
 	return n.logs.Stalled() < n.cfg.Profile.Heartbeat && n.applier.stalled(n.cfg.Clock.Now()) < n.cfg.Profile.Stall
 }
 
-// inTouch says whether this node hears of what is committed: it leads and can
-// write, or has heard its leader within a lease. Elections are shorter than that,
-// so that watches do not wander during each.
+// inTouch says whether this node hears of what is committed: it leads, or has
+// heard its leader within a lease, and no write to its log has hung for as long.
+// Elections and slow disks are faster than that, so that watches do not wander
+// during each.
 func (n *Node) inTouch() bool {
-	if !n.serving() {
+	if !n.cfg.Faults.WatchdogOff && n.logs.Stalled() >= n.cfg.Profile.Lease {
 		return false
 	}
 	return n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < n.cfg.Profile.Lease

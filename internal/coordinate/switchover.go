@@ -160,7 +160,7 @@ func (c *Coordinator) fence(ctx context.Context, o *order, g *pb.Group, reason s
 	watching.Wait()
 	switch {
 	case err != nil && lapsed:
-		return fmt.Errorf("%w: %s did not give up group %q while its lease ran, and it has run out: this was no switchover, another takes over", hastate.ErrPrecondition, g.GetHolder(), g.GetName())
+		return fmt.Errorf("%w: %s did not give up group %q while its lease ran, and it has run out: this was no switchover, %s", hastate.ErrPrecondition, g.GetHolder(), g.GetName(), whatFollows(g))
 	case err != nil:
 		return &hastate.OutcomeUnknownError{Reason: fmt.Sprintf(
 			"%s did not answer the request to give up group %q (%v): nothing was changed as far as is known, and if it did give up it releases the group itself; %s",
@@ -169,6 +169,14 @@ func (c *Coordinator) fence(ctx context.Context, o *order, g *pb.Group, reason s
 		return fmt.Errorf("%w: %s did not give up group %q, nothing was changed: %s", hastate.ErrPrecondition, g.GetHolder(), g.GetName(), r.GetReason())
 	}
 	return nil
+}
+
+// whatFollows says what becomes of a group whose lease has run out.
+func whatFollows(g *pb.Group) string {
+	if g.GetPaused() || g.GetHeld() {
+		return onlyLast(g)
+	}
+	return "another takes over"
 }
 
 // lapses waits until the lease of g has run out, and reports false if ctx ended or

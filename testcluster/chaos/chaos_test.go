@@ -173,16 +173,20 @@ func TestParse(t *testing.T) {
 
 // TestVerdict: only a violation is a catch.
 func TestVerdict(t *testing.T) {
-	line := `{"seed":7,"duration_s":9,"violations":[{"check":"one-primary","text":"two\nmore"}],"first_violation_s":4}` + "\n"
-	r, err := verdict(mutant.Result{}, []byte("noise\n"+line), exitViolation)
-	if err != nil || !r.Caught || r.Check != "one-primary" || r.Seconds != 4 || r.Detail != "two" {
+	line := `{"seed":7,"duration_s":9,"violations":[{"check":"one-primary","text":"two\nmore"}]}` + "\n"
+	count := []string{"watch", "one-primary"}
+	r, err := verdict(mutant.Result{}, []byte("noise\n"+line), exitViolation, count)
+	if err != nil || !r.Caught || r.Check != "one-primary" || r.Seconds != 9 || r.Detail != "two" {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if r, err := verdict(mutant.Result{}, []byte(`{"seed":7,"violations":[]}`+"\n"), exitOK); err != nil || r.Caught {
+	if r, err := verdict(mutant.Result{}, []byte(line), exitViolation, []string{"watch"}); err != nil || r.Caught {
+		t.Errorf("a check that does not count: %+v, %v", r, err)
+	}
+	if r, err := verdict(mutant.Result{}, []byte(`{"seed":7,"violations":[]}`+"\n"), exitOK, count); err != nil || r.Caught {
 		t.Errorf("%+v, %v", r, err)
 	}
 	for _, code := range []int{exitBroken, exitUsage, exitViolation, -1} {
-		if r, err := verdict(mutant.Result{}, []byte("no report"), code); err == nil || r.Caught {
+		if r, err := verdict(mutant.Result{}, []byte("no report"), code, count); err == nil || r.Caught {
 			t.Errorf("code %d without a report: %+v, %v", code, r, err)
 		}
 	}

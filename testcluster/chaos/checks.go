@@ -143,19 +143,9 @@ func (r *run) checkLeases(ops []record.Op, l *load.Load) error {
 	if err != nil {
 		return err
 	}
-	r.addNew(led)
-	r.addNew(check.OnePrimary(leases, served, l.GroupEvents(0), ops, l.Requests(0)))
+	r.add(led)
+	r.add(check.OnePrimary(leases, served, r.history.events, ops, r.history.requests))
 	return nil
-}
-
-// addNew adds violations that were not found before: records that outlive
-// chapters are checked again at the end of each.
-func (r *run) addNew(found []record.Violation) {
-	for _, v := range found {
-		if !slices.Contains(r.report.Violations, v) {
-			r.add([]record.Violation{v})
-		}
-	}
 }
 
 func readAll[T any](dir, pattern string) ([]T, error) {

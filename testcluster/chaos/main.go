@@ -97,7 +97,8 @@ type options struct {
 	// burn is how many processes keep a core busy each, burnDisk likewise a disk.
 	burn, burnDisk int
 	watchdogOff    bool
-	untilViolation bool
+	// until are checks of which one violation ends the run; "any" is every check.
+	until []string
 	// hanode is the program to test, self this one.
 	hanode, self string
 	// dir is where the folder of the run is made; keep: it is left.
@@ -106,10 +107,8 @@ type options struct {
 	// images is where the images of the hosts' disks are made.
 	images string
 	// think is the pause of a load worker between two operations.
-	think time.Duration
-	// clockRates, if not nil, gives the rate of each host's clock at a start.
-	clockRates func() float64
-	progress   io.Writer
+	think    time.Duration
+	progress io.Writer
 }
 
 func parse(args []string) (options, error) {
@@ -126,7 +125,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.burn, "burn", 0, "processes that keep a core busy each, meanwhile")
 	fs.IntVar(&o.burnDisk, "burn-disk", 0, "processes that keep the disk busy with fsyncs, meanwhile")
 	fs.BoolVar(&o.watchdogOff, "watchdog-off", false, "without the stall watchdog: shows what hashicorp/raft does alone")
-	fs.BoolVar(&o.untilViolation, "until-violation", false, "end at the first violation")
+	until := fs.String("until", "", "end at the first violation of one of these checks, comma-separated; or any")
 	fs.StringVar(&o.hanode, "hanode", "", "program to test, built with -tags chaos (default: built from this module)")
 	fs.StringVar(&o.dir, "dir", "", "where to make the folder of the run (default: the system's)")
 	fs.StringVar(&o.images, "images", defaultImages(), "where to make the images of the hosts' disks, and the files of -burn-disk; in memory the machine's own disk is not in the way")
@@ -138,6 +137,9 @@ func parse(args []string) (options, error) {
 		return o, err
 	}
 	o.root = *root
+	if *until != "" {
+		o.until = strings.Split(*until, ",")
+	}
 	if *verbose {
 		o.progress = os.Stderr
 	}
@@ -212,7 +214,7 @@ func prepareAndRun(ctx context.Context, o options, args []string, inside bool) (
 		return code, err
 	}
 	if !o.root {
-		fmt.Fprintln(o.progress, "not root: loopback addresses, faults inside the nodes, no power cuts and no full disks")
+		fmt.Fprintln(os.Stderr, "chaos: not root: loopback addresses, faults inside the nodes, no power cuts and no full disks")
 	}
 	for _, v := range os.Environ() { // the nodes' configuration is the run's
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "HANODE_") {

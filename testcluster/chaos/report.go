@@ -29,7 +29,9 @@ type report struct {
 	Regrants    int                    `json:"regrants"`
 	Faults      map[string]*kindReport `json:"faults"`
 	// Elections are changes of the Raft term, seen at chapters' ends.
-	Elections    int                `json:"elections"`
+	Elections int `json:"elections"`
+	// Found is how many violations there were, Violations the first of them.
+	Found        int                `json:"violations_found"`
 	Violations   []record.Violation `json:"violations"`
 	False        int                `json:"false_failovers"`
 	FalsePerHour float64            `json:"false_failovers_per_hour"`
@@ -46,8 +48,6 @@ type report struct {
 	Served        int      `json:"served"`
 	NotInjected   int      `json:"not_injected"`
 	SkippedNoRoot []string `json:"skipped_without_root,omitempty"`
-	// Seconds until the first violation.
-	FirstViolation float64 `json:"first_violation_s,omitempty"`
 	// Folder has the logs and histories; it is left if something was wrong.
 	Folder string `json:"folder,omitempty"`
 }

@@ -34,6 +34,12 @@ type run struct {
 	history  history
 	leaks    leaks
 	chapters int
+	// seen are all violations, lost is set by the first one after which there is
+	// nothing more to learn: the cluster did not come back.
+	seen map[record.Violation]bool
+	lost bool
+	// ended: what the run was to go on until was found.
+	ended bool
 	// written are the faults, for people who look at the folder.
 	written *record.File[record.Fault]
 	// terms is the newest Raft term that was seen.
@@ -86,7 +92,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	if r.faults, r.report.SkippedNoRoot, err = chosen(r.o.faults, r.o.root); err != nil {
 		return err
 	}
-	r.leaks, r.history.newLeader = leaks{}, map[int]time.Duration{}
+	r.seen, r.leaks, r.history.newLeader = map[record.Violation]bool{}, leaks{}, map[int]time.Duration{}
 	r.history.transitions = map[string]map[uint64]*pb.Transition{}
 	if err := os.MkdirAll(filepath.Join(r.dir, "records"), 0o755); err != nil { //nolint:gosec // for people to look at
 		return err
@@ -109,7 +115,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, burning.stop()) }()
 
 	r.began = time.Now()
-	r.say("seed %d, folder %s", r.o.seed, r.dir)
+	fmt.Fprintf(os.Stderr, "chaos: seed %d, folder %s\n", r.o.seed, r.dir) // also if it is killed
 	for more := true; more && err == nil && ctx.Err() == nil; {
 		more, err = r.chapter(ctx)
 	}
@@ -120,7 +126,7 @@ func (r *run) all(ctx context.Context) (err error) {
 
 // over says that no further round shall begin.
 func (r *run) over() bool {
-	return time.Since(r.began) >= r.o.duration || r.o.untilViolation && len(r.report.Violations) > 0
+	return time.Since(r.began) >= r.o.duration || r.ended
 }
 
 // chapter is a load with some rounds under it, and then all checks.
@@ -139,14 +145,16 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 		return l.Stop(ctx)
 	})
 	defer func() { _ = stop() }() // it was told before, or something worse was
-	if err := l.Progress(ctx, 20); err != nil {
-		return false, fmt.Errorf("the load does not begin: %w\n%s", err, r.stage.tails())
+	begin, cancel := context.WithTimeout(ctx, wholeTimeout)
+	defer cancel()
+	if err := l.Progress(begin, 20); err != nil && ctx.Err() == nil {
+		r.violate("convergence", "nothing is acknowledged: %v\n%s", err, r.stage.tails())
 	}
 	for range r.o.chapter {
-		if r.over() || ctx.Err() != nil {
+		if r.over() || r.lost || ctx.Err() != nil {
 			break
 		}
-		if err := r.round(ctx); err != nil {
+		if err := r.round(ctx); err != nil && ctx.Err() == nil {
 			r.violate("convergence", "%v\n%s", err, r.stage.tails())
 			break
 		}
@@ -164,9 +172,7 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 const stopTimeout = 30 * time.Second
 
 // broken says that the cluster did not come back: nothing more can be learnt.
-func (r *run) broken() bool {
-	return slices.ContainsFunc(r.report.Violations, func(v record.Violation) bool { return v.Check == "convergence" })
-}
+func (r *run) broken() bool { return r.lost }
 
 // round breaks something, puts it right, and waits until all is whole.
 func (r *run) round(ctx context.Context) error {
@@ -254,8 +260,16 @@ func (r *run) timeNewLeader(ctx context.Context, b broken, f *record.Fault) {
 		}
 		return
 	}
-	r.history.newLeader[f.Round] = clock.Boot{}.Now().Sub(f.Began)
+	took := clock.Boot{}.Now().Sub(f.Began)
+	r.history.newLeader[f.Round] = took
+	if most := r.newLeaderWithin(); took > most {
+		r.violate("availability", "round %d: a new leader served only after %v, more than %v: %s", f.Round, took, most, b.what)
+	}
 }
+
+// newLeaderWithin is how long it may take until another leader serves: two and a
+// half leases, 3 s at lan.
+func (r *run) newLeaderWithin() time.Duration { return r.draw.lease * 5 / 2 }
 
 // judgeExits: a node ends by itself only where a fault explains it.
 func (r *run) judgeExits(picked []fault, f record.Fault) {
@@ -275,10 +289,14 @@ func (r *run) violate(check, format string, args ...any) {
 
 func (r *run) add(found []record.Violation) {
 	for _, v := range found {
-		r.say("VIOLATION %s: %s", v.Check, v.Text)
-		if r.report.FirstViolation == 0 {
-			r.report.FirstViolation = time.Since(r.began).Round(time.Millisecond).Seconds()
+		if r.seen[v] {
+			continue // records that outlive chapters are checked again at the end of each
 		}
+		r.seen[v] = true
+		r.lost = r.lost || v.Check == "convergence"
+		r.ended = r.ended || slices.Contains(r.o.until, "any") || slices.Contains(r.o.until, v.Check)
+		r.report.Found++
+		r.say("VIOLATION %s: %s", v.Check, v.Text)
 		if len(r.report.Violations) < maxViolations {
 			r.report.Violations = append(r.report.Violations, v)
 		}

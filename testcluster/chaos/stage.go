@@ -144,9 +144,6 @@ func (s *stage) startNode(h *rig.Host) error {
 	if p := h.Node(); p != nil && p.Running() {
 		return nil
 	}
-	if s.o.clockRates != nil {
-		h.SetClockRate(s.o.clockRates())
-	}
 	s.downed[h] = false
 	return h.StartNode(s.starts[h])
 }

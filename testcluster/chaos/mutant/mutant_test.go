@@ -22,7 +22,7 @@ var refute = flag.Bool("refute", false, "build every mutant, and see its unit te
 // faults are the kinds that the chaos suite has.
 var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node pause-model pause-host restart-node crash-loop
 	cut-leader cut-primary cut-uncounted cut-minority cut-oneway cut-partial flap slow-link lossy-link reset-storm
-	disk-stall power-cut power-cut-all disk-full torn-log flip-bits wall-clock clock-rate clock-rate-5
+	disk-stall power-cut power-cut-all disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-lie
 	switchover failover-force pause-resume concurrent-switchover`)

@@ -141,7 +141,7 @@ var durabilityMutants = []Mutant{
 	return true
 }`,
 		}},
-		Guarantee: "G3", Check: Durability, Faults: "member-replace,cut-minority", Limit: 15 * time.Minute,
+		Guarantee: "G3", Check: Durability, Faults: "lost-disk,cut-minority,kill-host", Limit: 15 * time.Minute,
 		How:      "A node is behind, another one's folder is emptied and it is started under its old id, the leader dies: the two elect one of them without what was acknowledged.",
 		Hard:     "It needs a fault that empties the folder of a voter and starts it under its old id without removing it first, while another is behind.",
 		UnitTest: "./testcluster TestLostData_TheWholeDisk",
