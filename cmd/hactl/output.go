@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -130,10 +131,25 @@ func marshal(msg proto.Message) ([]byte, error) {
 	return raw, nil
 }
 
+// forYAML escapes what JSON has in its strings as it is, and what YAML refuses or
+// takes for the end of a line.
+func forYAML(raw []byte) []byte {
+	var out []byte
+	for _, r := range string(raw) {
+		switch {
+		case r == '\u2028', r == '\u2029', r == '\ufeff', r == '\ufffe', r == '\uffff', r >= 0x7f && r < 0xa0:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
+}
+
 // writeYAML writes JSON as YAML with the fields in their order.
 func writeYAML(w io.Writer, raw []byte) error {
 	var doc yaml.Node
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
+	if err := yaml.Unmarshal(forYAML(raw), &doc); err != nil {
 		return err
 	}
 	blockStyle(&doc)
@@ -145,8 +161,10 @@ func writeYAML(w io.Writer, raw []byte) error {
 	return enc.Close()
 }
 
+// blockStyle takes JSON's style off, but from strings of which the encoder would make
+// blocks, since it makes some that nobody can read.
 func blockStyle(n *yaml.Node) {
-	if len(n.Content) > 0 || n.Kind == yaml.ScalarNode {
+	if len(n.Content) > 0 || n.Kind == yaml.ScalarNode && !strings.ContainsFunc(n.Value, unicode.IsControl) {
 		n.Style = 0
 	}
 	for _, child := range n.Content {

@@ -15,15 +15,22 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// writeConfig writes a configuration file.
+func writeConfig(t *testing.T, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "hanode.yaml")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // load is what `hanode run` makes of a file, an environment and flags.
 func load(t *testing.T, file string, env map[string]string, args ...string) (options, error) {
 	t.Helper()
 	path := ""
 	if file != "" {
-		path = filepath.Join(t.TempDir(), "hanode.yaml")
-		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		path = writeConfig(t, []byte(file))
 	}
 	bound, in := defaultOptions(), instanceOptions{}
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)

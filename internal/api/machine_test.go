@@ -75,7 +75,7 @@ func (d *direct) ProposeAsync(cmd *pb.Command, done func(*pb.Result, error)) {
 	done(d.Propose(context.Background(), cmd))
 }
 
-func newMachineRig(t *testing.T) *rig {
+func newMachineRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
 	m, err := fsm.Open(fsm.Options{Path: filepath.Join(t.TempDir(), "state.db")})
 	if err != nil {
@@ -86,9 +86,9 @@ func newMachineRig(t *testing.T) *rig {
 			t.Errorf("close: %v", err)
 		}
 	})
-	return newRig(t, "n1", func(c *Config) {
+	return newRig(t, "n1", append(change, func(c *Config) {
 		c.State, c.Proposer = machineState{m}, &direct{world: &world{}, m: m}
-	})
+	})...)
 }
 
 func TestMachine_Sessions(t *testing.T) {

@@ -203,7 +203,7 @@ type rig struct {
 	conn     *grpc.ClientConn
 }
 
-func newRig(t *testing.T, id string, change ...func(*Config)) *rig {
+func newRig(t testing.TB, id string, change ...func(*Config)) *rig {
 	t.Helper()
 	w := &world{fakeState: newFakeState(), rstate: raft.Leader, leader: raft.ServerID(id), commit: 1, conns: map[raft.ServerID]*grpc.ClientConn{}}
 	w.apply = func(*pb.Command) (*pb.Result, error) {
