@@ -39,7 +39,6 @@ type instanceConfig struct {
 	Kind     string        `yaml:"kind"`
 	Target   string        `yaml:"target"`
 	Address  string        `yaml:"address"`
-	Interval time.Duration `yaml:"interval"`
 }
 
 // writeConfig writes the node's configuration for the next start.
@@ -52,7 +51,7 @@ func (h *Host) writeConfig(id string, s NodeStart) (path string, err error) {
 	}
 	for k, group := range h.rig.options.Groups {
 		c.Instances = append(c.Instances, instanceConfig{
-			Group: group, Kind: "grpc", Target: h.modelTarget(k), Interval: 100 * time.Millisecond,
+			Group: group, Kind: "grpc", Target: h.modelTarget(k),
 			Address: net.JoinHostPort(h.address, strconv.Itoa(modelHTTP+k)),
 		})
 	}
