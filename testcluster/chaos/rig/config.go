@@ -35,10 +35,10 @@ type snapshotConfig struct {
 }
 
 type instanceConfig struct {
-	Group    string        `yaml:"group"`
-	Kind     string        `yaml:"kind"`
-	Target   string        `yaml:"target"`
-	Address  string        `yaml:"address"`
+	Group   string `yaml:"group"`
+	Kind    string `yaml:"kind"`
+	Target  string `yaml:"target"`
+	Address string `yaml:"address"`
 }
 
 // writeConfig writes the node's configuration for the next start.
