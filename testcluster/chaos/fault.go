@@ -22,8 +22,11 @@ type fault struct {
 	root bool
 	// harmless: no primary may move by it.
 	harmless bool
-	// exits: a node may end by itself because of it.
-	exits bool
+	// exits says whether the end of what a node printed and its exit code show that
+	// it ended by itself for a reason that the fault gives it; nil: none may end.
+	exits func(tail string, code int) bool
+	// must: alone on a whole cluster, what it asks of the cluster must be done.
+	must bool
 	// alone: not to be paired with another fault.
 	alone bool
 	what  string
@@ -54,15 +57,16 @@ func faults() []fault {
 
 // chosen are the faults that a flag names: "all", "none", kinds, families, or
 // the beginning of kinds up to a hyphen ("power-cut" is power-cut-all and
-// power-cut-host).
+// power-cut-host); what is the whole name of a kind is that kind alone.
 func chosen(names string, root bool) (found []fault, skipped []string, err error) {
 	if names == "none" {
 		return nil, nil, nil
 	}
 	for name := range strings.SplitSeq(names, ",") {
 		n := 0
+		exact := slices.ContainsFunc(faults(), func(f fault) bool { return f.kind == name })
 		for _, f := range faults() {
-			if name != "all" && name != f.kind && name != f.family && !strings.HasPrefix(f.kind, name+"-") {
+			if name != "all" && name != f.kind && (exact || name != f.family && !strings.HasPrefix(f.kind, name+"-")) {
 				continue
 			}
 			if name == "all" && f.weight == 0 {
@@ -86,15 +90,22 @@ func chosen(names string, root bool) (found []fault, skipped []string, err error
 	return found, skipped, nil
 }
 
-// draw is the random source of a run, with what faults draw from it.
+// draw is the random source of a run or of a round, with what faults draw from it.
 type draw struct {
 	*rand.Rand
+	seed uint64
 	// lease is the length that times are drawn around.
 	lease time.Duration
 }
 
 func newDraw(seed uint64, lease time.Duration) *draw {
-	return &draw{Rand: rand.New(rand.NewPCG(seed, seed)), lease: lease} //nolint:gosec // repeatable, not secret
+	return (&draw{seed: seed, lease: lease}).round(0)
+}
+
+// round is the source of one round, from 1 on: how much the rounds before have
+// drawn, which depends on what they met, makes no difference to it.
+func (d *draw) round(n int) *draw {
+	return &draw{Rand: rand.New(rand.NewPCG(d.seed, uint64(n))), seed: d.seed, lease: d.lease} //nolint:gosec // repeatable, not secret
 }
 
 // around is a time below, around or far above the lease.
@@ -120,8 +131,9 @@ func (d *draw) other(s *stage, but *rig.Host) *rig.Host {
 
 // target is the leader, the primary of a group, or any member.
 func (d *draw) target(ctx context.Context, s *stage) (*rig.Host, string) {
-	group := d.group(s)
-	switch d.IntN(5) {
+	// All is drawn in any case: what is drawn after it depends on no answer.
+	group, which, h := d.group(s), d.IntN(5), d.host(s)
+	switch which {
 	case 0:
 		if h := s.leader(ctx); h != nil {
 			return h, "the leader " + h.NodeID()
@@ -131,7 +143,6 @@ func (d *draw) target(ctx context.Context, s *stage) (*rig.Host, string) {
 			return h, "the primary of " + group + ", " + h.NodeID()
 		}
 	}
-	h := d.host(s)
 	return h, h.NodeID()
 }
 

@@ -19,7 +19,8 @@ var errNobody = errors.New("nobody to break: no leader or primary is known")
 func diskFaults() []fault {
 	const family = "disk"
 	return []fault{
-		{kind: "disk-stall", family: family, weight: 2, exits: true, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
+		{kind: "disk-stall", family: family, weight: 2, exits: stalled, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
+		{kind: "disk-stall-host", family: family, weight: 2, exits: stalled, what: "the disk of any host, often of a primary that does not lead, hangs for three leases", inject: diskStallHost},
 		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once: what was not fsynced is gone", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			return powerCut(s, "all", s.members...)
 		}},
@@ -30,10 +31,10 @@ func diskFaults() []fault {
 			b.lost, b.hold = lost, d.above()
 			return b, err
 		}},
-		{kind: "disk-full", family: family, weight: 1, root: true, exits: true, what: "no space is left on the disk of a host", inject: diskFull},
-		{kind: "lost-disk", family: family, weight: 1, exits: true, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
-		{kind: "torn-log", family: family, weight: 1, exits: true, alone: true, what: "the end of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
-		{kind: "flip-bits", family: family, weight: 1, exits: true, alone: true, what: "bits of a node's files are flipped while it is down", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
+		{kind: "disk-full", family: family, weight: 1, root: true, exits: noSpace, what: "no space is left on the disk of a host", inject: diskFull},
+		{kind: "lost-disk", family: family, weight: 1, exits: refusedJoin, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
+		{kind: "torn-log", family: family, weight: 1, exits: refusedData, alone: true, what: "the used end or the newest meta page of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
+		{kind: "flip-bits", family: family, weight: 1, exits: refusedData, alone: true, what: "bits of what is used of a node's files are flipped while it is down", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			return damage([]string{"raft.db", "state.db"}[d.IntN(2)], flip)(ctx, s, d)
 		}},
 	}
@@ -49,6 +50,16 @@ func diskStall(ctx context.Context, s *stage, _ *draw) (broken, error) {
 		return broken{}, errNobody
 	}
 	b := broken{what: fmt.Sprintf("the disk of the leader %s hangs for %v", h.NodeID(), stallFor), leader: h, hold: stallFor}
+	b.then = func(ctx context.Context) error { return h.Thaw(ctx) }
+	return b, h.Freeze(ctx)
+}
+
+// diskStallHost hangs a disk that the leader need not have: a primary renews its
+// lease through the leader, whatever its own disk does.
+func diskStallHost(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h, who := d.target(ctx, s)
+	b := broken{hold: 3 * d.lease}
+	b.what = fmt.Sprintf("the disk of %s hangs for %v", who, b.hold)
 	b.then = func(ctx context.Context) error { return h.Thaw(ctx) }
 	return b, h.Freeze(ctx)
 }
@@ -117,11 +128,14 @@ func (s *stage) startOrReplace(ctx context.Context, h *rig.Host) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		if !h.Node().Running() {
-			s.say("  %s refuses to start, and is replaced: %s", h.NodeID(), lastLines(h.Node().Tail(), 1))
+		if p := h.Node(); !p.Running() {
+			s.say("  %s refuses to start, and is replaced: %s", h.NodeID(), lastLines(p.Tail(), 1))
+			// Whether that is a refusal, and no crash, is judged with the other exits.
+			s.ended = append(s.ended, exited{id: h.NodeID(), code: p.ExitCode(), tail: lastLines(p.Tail(), 12)})
 			return s.replace(ctx, h)
 		}
 		if st, err := s.status(timed, h, false); err == nil && st.GetLeaderId() != "" && st.GetAppliedIndex() >= st.GetCommitIndex() {
+			s.say("  %s goes on with its damaged file", h.NodeID())
 			return nil
 		}
 		select {
@@ -130,38 +144,4 @@ func (s *stage) startOrReplace(ctx context.Context, h *rig.Host) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// tear cuts the end of a file off, or overwrites it with nothing.
-func tear(f *os.File, d *draw) (string, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	n := min(info.Size(), int64(1+d.IntN(16<<10)))
-	if d.IntN(2) == 0 {
-		return fmt.Sprintf("the last %d bytes are cut off", n), f.Truncate(info.Size() - n)
-	}
-	_, err = f.WriteAt(make([]byte, n), info.Size()-n)
-	return fmt.Sprintf("the last %d bytes are zero", n), err
-}
-
-// flip flips one bit in each of a few places of what is used of a file.
-func flip(f *os.File, d *draw) (string, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	n := 1 + d.IntN(64)
-	for range n {
-		at, b := d.Int64N(info.Size()), make([]byte, 1)
-		if _, err := f.ReadAt(b, at); err != nil {
-			return "", err
-		}
-		b[0] ^= 1 << d.IntN(8)
-		if _, err := f.WriteAt(b, at); err != nil {
-			return "", err
-		}
-	}
-	return fmt.Sprintf("%d bits are flipped", n), nil
 }

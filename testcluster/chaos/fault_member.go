@@ -11,7 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/hastate/hastate/client"
+	"github.com/hastate/hastate"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
@@ -19,10 +19,10 @@ import (
 func memberFaults() []fault {
 	const family = "membership"
 	return []fault{
-		{kind: "member-add-remove", family: family, weight: 2, harmless: true, what: "a node is added, gets a vote, and is removed again", inject: addRemove},
-		{kind: "member-replace", family: family, weight: 2, what: "a node dies for good and is replaced by a new one", inject: replaceMember},
-		{kind: "demote-promote", family: family, weight: 2, what: "a node loses its vote and gets it back", inject: demotePromote},
-		{kind: "transfer-leader", family: family, weight: 3, harmless: true, what: "leadership is moved several times", inject: transferLeader},
+		{kind: "member-add-remove", family: family, weight: 2, harmless: true, must: true, exits: refusedJoin, what: "a node is added, gets a vote, and is removed again", inject: addRemove},
+		{kind: "member-replace", family: family, weight: 2, must: true, exits: refusedJoin, what: "a node dies for good and is replaced by a new one", inject: replaceMember},
+		{kind: "demote-promote", family: family, weight: 2, must: true, what: "a node loses its vote and gets it back", inject: demotePromote},
+		{kind: "transfer-leader", family: family, weight: 3, harmless: true, must: true, what: "leadership is moved several times", inject: transferLeader},
 		{kind: "snapshot-install", family: family, weight: 2, what: "a node is away until the log that it needs is gone, then gets a snapshot", inject: snapshotInstall},
 	}
 }
@@ -50,17 +50,24 @@ func addRemove(ctx context.Context, s *stage, d *draw) (broken, error) {
 	b.then = func(ctx context.Context) error {
 		defer s.spare(h)
 		err := s.waitVoter(ctx, h)
+		var gone error
 		for range 10 { // it may be in the way of another fault
-			if gone := s.removeMember(ctx, h.NodeID()); gone == nil {
-				break
-			}
-			if sleep(ctx, 200*time.Millisecond) != nil {
+			if gone = s.removed(ctx, h.NodeID()); gone == nil || sleep(ctx, 200*time.Millisecond) != nil {
 				break
 			}
 		}
-		return errors.Join(err, s.kill(true, true, h))
+		return errors.Join(err, gone, s.kill(true, true, h))
 	}
 	return b, nil
+}
+
+// removed removes a member that may be gone already.
+func (s *stage) removed(ctx context.Context, id string) error {
+	err := inTime(ctx, memberTimeout, func() error { return s.removeMember(ctx, id) })
+	if err != nil && !errors.Is(err, hastate.ErrNotFound) {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	return nil
 }
 
 // waitVoter waits until a node has a vote.
@@ -92,11 +99,7 @@ func replaceMember(ctx context.Context, s *stage, d *draw) (broken, error) {
 	b.then = func(ctx context.Context) error {
 		// An operator removes the dead voter; if that cannot be done yet, it is
 		// done when the cluster is made whole.
-		err := s.removeMember(ctx, old)
-		if err != nil {
-			s.say("  %s could not be removed yet: %v", old, err)
-		}
-		return s.replace(ctx, h)
+		return errors.Join(s.removed(ctx, old), s.replace(ctx, h))
 	}
 	return b, s.kill(true, true, h)
 }
@@ -105,25 +108,25 @@ func demotePromote(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
 	b := broken{what: who + " loses its vote for a while", hold: d.lease / 2}
 	b.then = func(ctx context.Context) error {
-		return s.promoteMember(ctx, h.NodeID())
+		return inTime(ctx, memberTimeout, func() error { return s.promoteMember(ctx, h.NodeID()) })
 	}
-	return b, s.demoteMember(ctx, h.NodeID())
+	return b, inTime(ctx, memberTimeout, func() error { return s.demoteMember(ctx, h.NodeID()) })
 }
 
 func transferLeader(ctx context.Context, s *stage, d *draw) (broken, error) {
 	n := 1 + d.IntN(4)
-	var last error
+	var errs []error
 	for range n {
-		to := d.host(s).NodeID()
-		last = s.call(ctx, client.Once, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+		to := d.host(s).NodeID() // if it leads already, that is no error
+		err := s.order(ctx, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 			_, err := pb.NewClusterServiceClient(cc).TransferLeadership(ctx, &pb.TransferLeadershipRequest{To: to})
 			return err
 		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("move leadership to %s: %w", to, err))
+		}
 	}
-	if last != nil {
-		s.say("  transfer: %v", last) // it may be refused: the target leads already
-	}
-	return broken{what: fmt.Sprintf("leadership is moved %d times", n), hold: d.lease / 2}, nil
+	return broken{what: fmt.Sprintf("leadership is moved %d times", n), hold: d.lease / 2}, errors.Join(errs...)
 }
 
 // snapshotInstall cuts a node off in the middle of writes, so that its log may

@@ -14,14 +14,14 @@ import (
 func networkFaults() []fault {
 	const family = "network"
 	return []fault{
-		{kind: "cut-leader", family: family, weight: 2, exits: true, what: "the leader is cut off, from its clients too now and then", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
+		{kind: "cut-leader", family: family, weight: 2, what: "the leader is cut off, from its clients too now and then", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
 			return one(s.leader(ctx))
 		})},
-		{kind: "cut-primary", family: family, weight: 4, exits: true, what: "the primary's host is cut off", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
+		{kind: "cut-primary", family: family, weight: 4, what: "the primary's host is cut off", inject: cutting(func(ctx context.Context, s *stage, d *draw) []*rig.Host {
 			return one(s.primary(ctx, d.group(s)))
 		})},
-		{kind: "cut-uncounted", family: family, weight: 2, exits: true, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
-		{kind: "cut-minority", family: family, weight: 2, exits: true, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
+		{kind: "cut-uncounted", family: family, weight: 2, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
+		{kind: "cut-minority", family: family, weight: 2, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
 			return d.minority(s)
 		})},
 		{kind: "cut-oneway", family: family, weight: 2, what: "a host is heard and hears nothing, or the other way round", inject: cutOneWay},

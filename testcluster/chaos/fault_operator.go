@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -17,8 +18,8 @@ import (
 func operatorFaults() []fault {
 	const family = "operator"
 	return []fault{
-		{kind: "switchover", family: family, weight: 5, what: "planned switchovers, one after the other", inject: switchovers},
-		{kind: "failover-force", family: family, weight: 3, what: "an operator's failover with force", inject: forcedFailover},
+		{kind: "switchover", family: family, weight: 5, must: true, what: "planned switchovers, one after the other", inject: switchovers},
+		{kind: "failover-force", family: family, weight: 3, must: true, what: "an operator's failover with force", inject: forcedFailover},
 		{kind: "pause-resume", family: family, weight: 1, harmless: true, what: "automatic failover is paused and resumed", inject: pauseResume},
 		{kind: "concurrent-switchover", family: family, weight: 2, what: "two operators switch over at once, to different nodes", inject: concurrentSwitchovers},
 	}
@@ -28,7 +29,7 @@ func operatorFaults() []fault {
 const moveTimeout = 10 * time.Second
 
 func (s *stage) switchover(ctx context.Context, group, to string, timeout time.Duration) error {
-	return s.call(ctx, client.Once, timeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+	return s.order(ctx, timeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 		_, err := pb.NewGroupServiceClient(cc).Switchover(ctx, &pb.SwitchoverRequest{Group: group, To: to, Reason: "chaos"})
 		return err
 	})
@@ -38,12 +39,14 @@ func switchovers(ctx context.Context, s *stage, d *draw) (broken, error) {
 	n := 2 + d.IntN(3)
 	b := broken{what: fmt.Sprintf("%d switchovers", n)}
 	b.then = func(ctx context.Context) error {
-		for range n {
-			if err := s.switchover(ctx, d.group(s), "", moveTimeout); err != nil {
-				s.say("  switchover: %v", err) // another fault may be in its way
+		var errs []error
+		for i := range n {
+			group := d.group(s)
+			if err := s.switchover(ctx, group, "", moveTimeout); err != nil {
+				errs = append(errs, fmt.Errorf("switchover %d, of %s: %w", i+1, group, err))
 			}
 		}
-		return nil
+		return errors.Join(errs...)
 	}
 	return b, nil
 }
@@ -52,17 +55,18 @@ func forcedFailover(ctx context.Context, s *stage, d *draw) (broken, error) {
 	n := 1 + d.IntN(3)
 	b := broken{what: fmt.Sprintf("%d failovers with force", n)}
 	b.then = func(ctx context.Context) error {
-		for range n {
+		var errs []error
+		for i := range n {
 			group := d.group(s)
-			err := s.call(ctx, client.Once, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+			err := s.order(ctx, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 				_, err := pb.NewGroupServiceClient(cc).Failover(ctx, &pb.FailoverRequest{Group: group, Force: true, Reason: "chaos"})
 				return err
 			})
 			if err != nil {
-				s.say("  failover: %v", err)
+				errs = append(errs, fmt.Errorf("failover %d, of %s: %w", i+1, group, err))
 			}
 		}
-		return nil
+		return errors.Join(errs...)
 	}
 	return b, nil
 }

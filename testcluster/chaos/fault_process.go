@@ -18,12 +18,12 @@ func processFaults() []fault {
 		{kind: "kill-node", family: family, weight: 4, what: "SIGKILL of a node; its model server has to stop by itself", inject: killing(true, false)},
 		{kind: "kill-model", family: family, weight: 8, what: "SIGKILL of the model servers beside a node", inject: killing(false, true)},
 		{kind: "kill-host", family: family, weight: 6, what: "SIGKILL of a node and its model servers, as if the host were lost", inject: killing(true, true)},
-		{kind: "kill-all", family: family, weight: 1, exits: true, what: "SIGKILL of everything at once", inject: killAll},
+		{kind: "kill-all", family: family, weight: 1, what: "SIGKILL of everything at once", inject: killAll},
 		{kind: "restart-node", family: family, weight: 3, what: "SIGKILL of a node that is started again at once, within its lease", inject: restartNode},
 		{kind: "crash-loop", family: family, weight: 1, what: "a node is killed again and again just after it has started", inject: crashLoop},
-		{kind: "pause-node", family: family, weight: 3, exits: true, what: "SIGSTOP of a node, for less and for more than a lease", inject: pausing(true, false)},
+		{kind: "pause-node", family: family, weight: 3, what: "SIGSTOP of a node, for less and for more than a lease", inject: pausing(true, false)},
 		{kind: "pause-model", family: family, weight: 3, what: "SIGSTOP of the model servers beside a node", inject: pausing(false, true)},
-		{kind: "pause-host", family: family, weight: 3, exits: true, what: "SIGSTOP of a node and its model servers", inject: pausing(true, true)},
+		{kind: "pause-host", family: family, weight: 3, what: "SIGSTOP of a node and its model servers", inject: pausing(true, true)},
 	}
 }
 

@@ -189,8 +189,9 @@ func (r *run) round(ctx context.Context) error {
 			return err
 		}
 	} else {
-		picked = r.draw.pick(r.faults, r.o.pairs)
-		r.breakAll(ctx, picked, &f)
+		d := r.draw.round(r.report.Rounds)
+		picked = d.pick(r.faults, r.o.pairs)
+		r.breakAll(ctx, d, picked, &f)
 	}
 	f.Healed = clock.Boot{}.Now()
 	if err := r.stage.heal(ctx); err != nil {
@@ -215,17 +216,18 @@ func (r *run) round(ctx context.Context) error {
 }
 
 // breakAll breaks what was picked, holds it, and does what comes after.
-func (r *run) breakAll(ctx context.Context, picked []fault, f *record.Fault) {
+func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.Fault) {
 	var all []broken
 	var kinds, whats []string
 	hold := time.Duration(0)
 	for _, p := range picked {
-		b, err := p.inject(ctx, r.stage, r.draw)
+		b, err := p.inject(ctx, r.stage, d)
 		kinds = append(kinds, p.kind)
 		f.Harmless = f.Harmless && p.harmless
 		if err != nil {
 			r.report.NotInjected++
 			r.say("  %s: %v", p.kind, err)
+			r.judgeOrder(picked, f.Round, err)
 		}
 		if b.what == "" {
 			b.what = p.kind + " could not be done"
@@ -246,6 +248,7 @@ func (r *run) breakAll(ctx context.Context, picked []fault, f *record.Fault) {
 		}
 		if err := b.then(ctx); err != nil {
 			r.say("  %s: %v", b.what, err)
+			r.judgeOrder(picked, f.Round, err)
 		}
 	}
 }
@@ -275,10 +278,10 @@ func (r *run) newLeaderWithin() time.Duration { return r.draw.lease * 5 / 2 }
 func (r *run) judgeExits(picked []fault, f record.Fault) {
 	ended := r.stage.ended
 	r.stage.ended = nil
-	if slices.ContainsFunc(picked, func(p fault) bool { return p.exits }) {
-		return
-	}
 	for _, e := range ended {
+		if slices.ContainsFunc(picked, func(p fault) bool { return p.exits != nil && p.exits(e.tail, e.code) }) {
+			continue
+		}
 		r.violate("exit", "round %d (%s): %s ended by itself with exit code %d:\n%s", f.Round, f.What, e.id, e.code, e.tail)
 	}
 }

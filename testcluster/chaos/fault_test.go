@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/hastate/hastate"
+)
+
+// preallocated is a bbolt file with far more room than it uses, as a node's log.
+func preallocated(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "raft.db")
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoFreelistSync: true, NoSync: true, PageSize: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		err = errors.Join(err, db.Update(func(tx *bbolt.Tx) error {
+			logs, err := tx.CreateBucketIfNotExists([]byte("logs"))
+			for i := range 300 {
+				err = errors.Join(err, logs.Put(fmt.Appendf(nil, "%08d", i), bytes.Repeat([]byte{byte(round + 1)}, 200)))
+			}
+			return err
+		}))
+	}
+	if err := errors.Join(err, db.Close(), os.Truncate(path, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestDamage_IsInWhatIsUsed: whatever is drawn, the used part of the file differs
+// afterwards and the rest does not; the same draw does the same damage.
+func TestDamage_IsInWhatIsUsed(t *testing.T) {
+	path := preallocated(t)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	l, err := layoutOf(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.page != 4096 || l.used >= 1<<20 || len(l.leaves) < 10 || len(l.live) <= len(l.leaves) {
+		t.Fatalf("layout %+v", l)
+	}
+	run := func(how func(*os.File, *draw) (string, error), round int) (string, []byte) {
+		t.Helper()
+		what, err := how(f, newDraw(5, time.Second).round(round))
+		damaged, err2 := os.ReadFile(path)
+		if err := errors.Join(err, err2, os.WriteFile(path, whole, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return what, damaged
+	}
+	for name, how := range map[string]func(*os.File, *draw) (string, error){"tear": tear, "flip": flip} {
+		seen := map[string]bool{}
+		for round := range 40 {
+			what, damaged := run(how, round+1)
+			seen[what] = true
+			if int64(len(damaged)) >= l.used {
+				if bytes.Equal(damaged[:l.used], whole[:l.used]) {
+					t.Errorf("%s: %s: the used part is as it was", name, what)
+				}
+				if !bytes.Equal(damaged[l.used:], whole[l.used:]) {
+					t.Errorf("%s: %s: what is not used was touched", name, what)
+				}
+			}
+			if again, same := run(how, round+1); again != what || !bytes.Equal(damaged, same) {
+				t.Errorf("%s: %s, and with the same draw: %s", name, what, again)
+			}
+		}
+		if len(seen) < 10 {
+			t.Errorf("%s does only %d things", name, len(seen))
+		}
+	}
+}
+
+// TestExits: only the reason that a fault gives excuses an end, and nothing excuses
+// a crash.
+func TestExits(t *testing.T) {
+	const stall = "hanode: watchdog: a write to the log has hung for 5s: the process must end so that another node can lead; look at the disk"
+	for _, c := range []struct {
+		kind, tail string
+		code       int
+		want       bool
+	}{
+		{"disk-stall", stall, 1, true},
+		{"disk-stall-host", "level=INFO msg=x\n" + stall, 1, true},
+		{"disk-stall", stall, 2, false},
+		{"disk-stall", "panic: boom\n" + stall, 1, false},
+		{"disk-stall", stall + "\ngoroutine 7 [running]:", 1, false},
+		{"disk-stall", "level=WARN msg=\"a write to the log has hung for 5s\"", 1, false},
+		{"disk-full", "hanode: log store /x/raft.db stopped: store: no space left on device", 1, true},
+		{"disk-full", stall, 1, false},
+		{"lost-disk", "hanode: join: precondition failed: join at h1:1: node n1 is a voter and comes back without its data: remove it first", 1, true},
+		{"torn-log", "hanode: precondition failed: the log file raft.db is damaged: no valid meta page", 1, true},
+		{"flip-bits", "hanode: nothing known", 1, false},
+		{"flip-bits", "fatal error: fault", 2, false},
+	} {
+		for _, f := range faults() {
+			if f.kind == c.kind && f.exits(c.tail, c.code) != c.want {
+				t.Errorf("%s: exit code %d, %q: excused is not %v", c.kind, c.code, c.tail, c.want)
+			}
+		}
+	}
+	for _, f := range faults() {
+		if f.family == "network" || f.family == "clock" || f.family == "process" {
+			if f.exits != nil {
+				t.Errorf("%s excuses the end of a node", f.kind)
+			}
+		}
+	}
+}
+
+// TestLegitimate: an operator's order may fail on a whole cluster because leadership
+// moves, and for no other reason.
+func TestLegitimate(t *testing.T) {
+	unknown := fmt.Errorf("switchover 1: %w", &hastate.OutcomeUnknownError{Reason: "leadership moved"})
+	refused := fmt.Errorf("switchover 2: %w", fmt.Errorf("%w: nobody is fit", hastate.ErrPrecondition))
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{errNobody, true},
+		{unknown, true},
+		{&hastate.NotLeaderError{LeaderID: "n1"}, true},
+		{refused, false},
+		{errors.Join(unknown, refused), false},
+		{errors.Join(unknown, unknown), true},
+		{fmt.Errorf("%w (5s): %w", errLate, unknown), false},
+		{fmt.Errorf("ask: %w", fmt.Errorf("%w (5s): %w", errLate, unknown)), false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := legitimate(c.err); got != c.want {
+			t.Errorf("%v: legitimate is %v", c.err, got)
+		}
+	}
+}
+
+// TestJudgeOrder: only an order that stood alone is judged.
+func TestJudgeOrder(t *testing.T) {
+	order, other := fault{kind: "switchover", must: true}, fault{kind: "kill-node"}
+	refused := fmt.Errorf("%w: nobody is fit", hastate.ErrPrecondition)
+	for _, c := range []struct {
+		picked []fault
+		err    error
+		want   int
+	}{
+		{[]fault{order}, refused, 1},
+		{[]fault{order, other}, refused, 0},
+		{[]fault{other}, refused, 0},
+		{[]fault{order}, errNobody, 0},
+	} {
+		r := &run{o: options{progress: &bytes.Buffer{}}}
+		r.judgeOrder(c.picked, 1, c.err)
+		if got := len(r.report.Violations); got != c.want {
+			t.Errorf("%d faults, %v: %d violations, want %d", len(c.picked), c.err, got, c.want)
+		}
+	}
+}
+
+// TestDraw_RoundsAreApart: what was drawn in one round changes no other.
+func TestDraw_RoundsAreApart(t *testing.T) {
+	d := newDraw(3, time.Second)
+	want := d.round(2).Uint64()
+	d.Uint64()
+	d.round(1).Uint64()
+	if got := d.round(2).Uint64(); got != want {
+		t.Error("the second round depends on what was drawn before")
+	}
+	if d.round(1).Uint64() == want || newDraw(4, time.Second).round(2).Uint64() == want {
+		t.Error("rounds or seeds are alike")
+	}
+}
