@@ -27,6 +27,8 @@ type fault struct {
 	exits func(tail string, code int) bool
 	// must: alone on a whole cluster, what it asks of the cluster must be done.
 	must bool
+	// aimed: it touches no groups but those whose primary it takes away.
+	aimed bool
 	// alone: not to be paired with another fault.
 	alone bool
 	what  string

@@ -14,13 +14,13 @@ import (
 func modelFaults() []fault {
 	const family = "model"
 	return []fault{
-		{kind: "model-hang", family: family, weight: 4, what: "the primary's model server hangs, its /health still says 200", inject: primaryModel(`{"hang":true}`, "hangs", true)},
+		{kind: "model-hang", family: family, aimed: true, weight: 4, what: "the primary's model server hangs, its /health still says 200", inject: primaryModel(`{"hang":true}`, "hangs", true)},
 		{kind: "model-saturated", family: family, weight: 2, harmless: true, what: "the primary's model server is saturated and healthy", inject: primaryModel(`{"saturated":true}`, "is saturated", false)},
 		{kind: "model-prefill", family: family, weight: 2, harmless: true, what: "the primary's model server takes seconds for a prefill", inject: primaryModel(`{"prefill_ms":2500}`, "prefills for 2.5 s", false)},
 		{kind: "model-lie", family: family, weight: 1, what: "a model server lies about its epoch and role", inject: lyingModel},
-		{kind: "model-crash-on-promote", family: family, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
-		{kind: "model-slow-promote", family: family, weight: 2, what: "a Promote times out and succeeds later", inject: badStandby(`{"promote":"slow","slow_ms":4000}`, "take 4 s for Promote", 1)},
-		{kind: "model-refuse", family: family, weight: 2, what: "the standbys refuse to be promoted", inject: badStandby(`{"promote":"refuse"}`, "refuse Promote", 2)},
+		{kind: "model-crash-on-promote", family: family, aimed: true, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
+		{kind: "model-slow-promote", family: family, aimed: true, weight: 2, what: "a Promote times out and succeeds later", inject: badStandby(`{"promote":"slow","slow_ms":4000}`, "take 4 s for Promote", 1)},
+		{kind: "model-refuse", family: family, aimed: true, weight: 2, what: "the standbys refuse to be promoted", inject: badStandby(`{"promote":"refuse"}`, "refuse Promote", 2)},
 	}
 }
 

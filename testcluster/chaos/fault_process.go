@@ -16,7 +16,7 @@ func processFaults() []fault {
 	const family = "process"
 	return []fault{
 		{kind: "kill-node", family: family, weight: 4, what: "SIGKILL of a node; its model server has to stop by itself", inject: killing(true, false)},
-		{kind: "kill-model", family: family, weight: 8, what: "SIGKILL of the model servers beside a node", inject: killing(false, true)},
+		{kind: "kill-model", family: family, aimed: true, weight: 8, what: "SIGKILL of the model servers beside a node", inject: killing(false, true)},
 		{kind: "kill-host", family: family, weight: 6, what: "SIGKILL of a node and its model servers, as if the host were lost", inject: killing(true, true)},
 		{kind: "kill-all", family: family, weight: 1, what: "SIGKILL of everything at once", inject: killAll},
 		{kind: "restart-node", family: family, weight: 3, what: "SIGKILL of a node that is started again at once, within its lease", inject: restartNode},
