@@ -50,8 +50,12 @@ func TestGroupWatch(t *testing.T) {
 
 func TestResyncs(t *testing.T) {
 	events := []record.SessionEvent{
-		{Watcher: 1, Resync: true}, {Watcher: 2, Resync: true}, {Watcher: 1, Group: "g", Key: "k", Revision: 3},
-		{Watcher: 1, Group: "g", Resumed: true, Revision: 3}, {Watcher: 1, Resync: true}, {Watcher: 1, Resync: true},
+		{Watcher: 1, Resync: true},
+		{Watcher: 2, Resync: true},
+		{Watcher: 1, Group: "g", Key: "k", Revision: 3},
+		{Watcher: 1, Group: "g", Resumed: true, Revision: 3},
+		{Watcher: 1, Resync: true},
+		{Watcher: 1, Resync: true},
 	}
 	if n := Resyncs(events); n != 2 {
 		t.Errorf("%d resyncs, not 2", n)
@@ -64,8 +68,11 @@ func TestResyncs(t *testing.T) {
 func TestWatches_Resumed(t *testing.T) {
 	for revision, want := range map[uint64]string{5: "", 4: "resumed after revision 4", 6: "resumed after revision 6"} {
 		v := Watches([]record.SessionEvent{
-			{Watcher: 1, Group: "g", Resync: true}, {Watcher: 1, Group: "g", Key: "k", Revision: 3}, {Watcher: 1, Group: "g", Key: "k", Revision: 5},
-			{Watcher: 1, Group: "g", Resumed: true, Revision: revision}, {Watcher: 1, Group: "g", Key: "k", Revision: 7},
+			{Watcher: 1, Group: "g", Resync: true},
+			{Watcher: 1, Group: "g", Key: "k", Revision: 3},
+			{Watcher: 1, Group: "g", Key: "k", Revision: 5},
+			{Watcher: 1, Group: "g", Resumed: true, Revision: revision},
+			{Watcher: 1, Group: "g", Key: "k", Revision: 7},
 		}, nil, nil)
 		if want == "" && len(v) != 0 || want != "" && (len(v) != 1 || !strings.Contains(v[0].Text, want)) {
 			t.Errorf("resumed at %d: %v", revision, v)
