@@ -23,7 +23,7 @@ const settleTime = time.Second
 
 // FalseFailovers finds the transitions that had no cause: neither an operator nor
 // a fault that may move a primary was behind them. The first grant of a group is
-// none.
+// none. A fault that spares a group moves it no more than a harmless one.
 //
 // faults are in order of Began. A transition began while the fault was going on
 // that the epochs tell; the wall clock is not asked. If events are given, a
@@ -65,13 +65,16 @@ func causeless(t *pb.Transition, faults []record.Fault, seen sighting) string {
 	over := clock.Instant(0)
 	for j := range i + 1 {
 		f := faults[j]
-		if f.Harmless || j < i && !goingOn(f, faults[i].Began) {
+		if f.Harmless || slices.Contains(f.Spared, t.GetGroup()) || j < i && !goingOn(f, faults[i].Began) {
 			continue
 		}
 		if f.Whole == 0 {
 			return ""
 		}
 		over = max(over, f.Whole)
+	}
+	if over == 0 && !faults[i].Harmless {
+		return fmt.Sprintf("round %d (%s: %s) cannot have touched that group", faults[i].Round, faults[i].Kind, faults[i].What)
 	}
 	if over == 0 {
 		return fmt.Sprintf("round %d (%s: %s) must not move a primary", faults[i].Round, faults[i].Kind, faults[i].What)

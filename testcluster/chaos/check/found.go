@@ -18,6 +18,7 @@ const (
 	checkWatch           = "watch"
 	checkHistory         = "history"
 	checkFalseFailover   = "false-failover"
+	checkProof           = "proof"
 )
 
 // maxFound bounds the violations of one call: a cluster that is broken through

@@ -7,7 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hastate/hastate/internal/clock"
+	"google.golang.org/protobuf/proto"
+
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
@@ -25,11 +26,15 @@ type HistoryOptions struct {
 	// Events are what a watch told of the groups. Without them durations are not
 	// held against the time that has passed.
 	Events []record.GroupEvent
-	// WallJumped: the wall clock was changed, so that the stamps of transitions say
-	// nothing.
+	// WallJumped: the wall clock was changed by something that is not among the
+	// faults, so that the stamps of transitions say nothing. Where a fault changed it
+	// they say nothing from that fault on, whether this is set or not.
 	WallJumped bool
 	// Slack is how far durations may be apart; 0: 2 s.
 	Slack time.Duration
+	// Lease is that of the profile. Without it a lost host need not have been waited
+	// for.
+	Lease time.Duration
 }
 
 // History checks the transitions of groups against each other and against the
@@ -38,9 +43,10 @@ type HistoryOptions struct {
 // only the newest. At the time of the last one the groups must have been at rest.
 func History(transitions []*pb.Transition, faults []record.Fault, o HistoryOptions) []record.Violation {
 	f := &found{check: checkHistory}
-	h := &history{f: f, faults: faults, o: o, first: firstSeen(o.Events)}
+	h := &history{f: f, faults: faults, o: o, first: firstSeen(o.Events), jump: jumpOf(faults, o)}
 	h.o.Slack = cmp.Or(o.Slack, defaultSlack)
 	groups := settled(f, transitions)
+	h.told(groups)
 	for _, name := range sorted(groups, cmp.Compare[string]) {
 		h.chain(groups[name])
 		for _, t := range groups[name] {
@@ -50,6 +56,7 @@ func History(transitions []*pb.Transition, faults []record.Fault, o HistoryOptio
 	}
 	for _, fault := range faults {
 		h.caused(fault, groups)
+		h.fits(fault, groups)
 	}
 	return f.violations()
 }
@@ -59,6 +66,8 @@ type history struct {
 	faults []record.Fault
 	o      HistoryOptions
 	first  map[tenure]sighting
+	// jump is the index of the fault from which on wall clocks are off.
+	jump int
 }
 
 // settled are the transitions of each group by number, each as it was last.
@@ -71,10 +80,7 @@ func settled(f *found, transitions []*pb.Transition) map[string][]*pb.Transition
 	for _, t := range transitions {
 		id := number{t.GetGroup(), t.GetNumber()}
 		was := last[id]
-		if was != nil && (was.GetEpoch() != t.GetEpoch() || was.GetTo() != t.GetTo()) {
-			f.add("", "group %s: transition %d was to %s with epoch %d, and is to %s with epoch %d",
-				t.GetGroup(), t.GetNumber(), was.GetTo(), was.GetEpoch(), t.GetTo(), t.GetEpoch())
-		}
+		sameTransition(f, was, t)
 		if was == nil || was.GetOutcome() == pending {
 			last[id] = t
 		}
@@ -89,12 +95,58 @@ func settled(f *found, transitions []*pb.Transition) map[string][]*pb.Transition
 	return groups
 }
 
+// sameTransition: a transition stays as it was granted, and once it has ended it
+// stays as it is.
+func sameTransition(f *found, was, is *pb.Transition) {
+	switch {
+	case was == nil || is == nil:
+	case was.GetEpoch() != is.GetEpoch() || was.GetTo() != is.GetTo():
+		f.add("", "group %s: transition %d was to %s with epoch %d, and is to %s with epoch %d",
+			is.GetGroup(), is.GetNumber(), was.GetTo(), was.GetEpoch(), is.GetTo(), is.GetEpoch())
+	case was.GetOutcome() == pending || is.GetOutcome() == pending:
+		if a, b := asGranted(was), asGranted(is); !proto.Equal(a, b) {
+			f.add("", "%s was told in two ways: {%v} and {%v}", describeTransition(is), a, b)
+		}
+	case !proto.Equal(was, is):
+		f.add("", "%s was told in two ways: {%v} and {%v}", describeTransition(is), was, is)
+	}
+}
+
+// asGranted is a transition without what its end adds.
+func asGranted(t *pb.Transition) *pb.Transition {
+	t = proto.CloneOf(t)
+	t.Outcome, t.EndedUnixMs, t.PromoteMs, t.ServeMs, t.Detail = pending, 0, 0, 0, ""
+	return t
+}
+
+// told: watches told of the transitions as they are. Those that are not kept any
+// more are compared with nothing.
+func (h *history) told(groups map[string][]*pb.Transition) {
+	kept := map[string]map[uint64]*pb.Transition{}
+	for name, list := range groups {
+		kept[name] = map[uint64]*pb.Transition{}
+		for _, t := range list {
+			kept[name][t.GetNumber()] = t
+		}
+	}
+	for _, e := range h.o.Events {
+		if t := e.Transition; t != nil {
+			sameTransition(h.f, t, kept[t.GetGroup()][t.GetNumber()])
+		}
+	}
+}
+
 // chain: each transition goes on from the one before.
 func (h *history) chain(list []*pb.Transition) {
+	numbers := map[uint64]uint64{}
 	for i, t := range list {
 		if t.GetEpoch() <= t.GetEpochBefore() {
 			h.f.add("", "%s: its epoch is not above the one before", describeTransition(t))
 		}
+		if n, ok := numbers[t.GetEpoch()]; ok {
+			h.f.add("", "%s has the epoch of transition %d", describeTransition(t), n)
+		}
+		numbers[t.GetEpoch()] = t.GetNumber()
 		if i == 0 {
 			continue
 		}
@@ -124,63 +176,31 @@ func (h *history) complete(t *pb.Transition) {
 	}
 }
 
-// durations: promote_ms and serve_ms are all of the time from the grant to the
-// end of a transition that succeeded, and all phases together are no longer than
-// the time since the fault began that caused it.
-func (h *history) durations(t *pb.Transition) {
-	if t.GetOutcome() == pending {
-		return
-	}
-	wall := millis(t.GetEndedUnixMs() - t.GetGrantedUnixMs())
-	after := millis(t.GetPromoteMs()) + millis(t.GetServeMs())
-	switch {
-	case h.o.WallJumped || t.GetGrantedUnixMs() == 0 || t.GetEndedUnixMs() == 0:
-	case wall < -h.o.Slack:
-		h.f.add("", "%s ended %v before it was granted", describeTransition(t), -wall)
-	case t.GetOutcome() == pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING && (wall-after).Abs() > h.o.Slack:
-		h.f.add("", "%s took %v from the grant to its end, but its phases after the grant are %v", describeTransition(t), wall, after)
-	}
-	seen, ok := h.first[tenure{"", t.GetGroup(), t.GetEpoch()}]
-	began, known := h.begin(t)
-	if !ok || !known || seen.serving == 0 || t.GetKind() == pb.TransitionKind_TRANSITION_KIND_INITIAL {
-		return
-	}
-	all := millis(t.GetDetectMs()) + millis(t.GetGrantMs()) + after
-	if passed := seen.serving.Sub(began); all > passed+h.o.Slack {
-		h.f.add("", "%s has phases of %v, but it served %v after the fault began", describeTransition(t), all, passed)
-	}
-}
-
-// begin is when the oldest fault began that was going on when a transition did.
-func (h *history) begin(t *pb.Transition) (clock.Instant, bool) {
-	i := belongsTo(t, h.faults)
-	if i < 0 {
-		return 0, false
-	}
-	began := h.faults[i].Began
-	for _, f := range h.faults[:i] {
-		if goingOn(f, h.faults[i].Began) {
-			began = min(began, f.Began)
-		}
-	}
-	return began, true
-}
-
 // caused: a group that lost its primary has a transition since.
 func (h *history) caused(fault record.Fault, groups map[string][]*pb.Transition) {
 	for _, name := range fault.Lost {
-		was, ok := fault.Epochs[name]
-		if !ok {
-			continue
-		}
-		until, bounded := h.epochAfter(fault, name)
-		if !slices.ContainsFunc(groups[name], func(t *pb.Transition) bool {
-			return t.GetEpoch() > was && (!bounded || t.GetEpoch() <= until)
-		}) {
+		if was, ok := fault.Epochs[name]; ok && h.firstAfter(fault, name, groups[name]) == nil {
 			h.f.add("", "group %s: round %d (%s: %s) took its primary away, and there is no transition after epoch %d",
 				name, fault.Round, fault.Kind, fault.What, was)
 		}
 	}
+}
+
+// firstAfter is the first transition of a group, whose transitions are list, after
+// a fault began and before the next one after it; nil if there is none.
+func (h *history) firstAfter(fault record.Fault, name string, list []*pb.Transition) *pb.Transition {
+	was, ok := fault.Epochs[name]
+	if !ok {
+		return nil
+	}
+	until, bounded := h.epochAfter(fault, name)
+	i := slices.IndexFunc(list, func(t *pb.Transition) bool {
+		return t.GetEpoch() > was && (!bounded || t.GetEpoch() <= until)
+	})
+	if i < 0 {
+		return nil
+	}
+	return list[i]
 }
 
 // epochAfter is the epoch of a group when the next fault began after this one was
@@ -194,8 +214,4 @@ func (h *history) epochAfter(fault record.Fault, group string) (uint64, bool) {
 		}
 	}
 	return epoch, bounded
-}
-
-func millis[N int64 | uint64](n N) time.Duration {
-	return time.Duration(n) * time.Millisecond //nolint:gosec // a duration in an int64
 }

@@ -43,6 +43,17 @@ func harmless(f record.Fault) record.Fault {
 	return f
 }
 
+func spared(f record.Fault, group string) record.Fault {
+	f.Spared = []string{group}
+	return f
+}
+
+// kind is a fault of one kind.
+func kind(f record.Fault, kind string) record.Fault {
+	f.Kind = kind
+	return f
+}
+
 func showed(at int64, epoch uint64, phase pb.GroupPhase) record.GroupEvent {
 	return record.GroupEvent{At: ms(at), Group: &pb.Group{Name: "g", Epoch: epoch, Phase: phase, Holder: "b"}}
 }
@@ -119,6 +130,12 @@ func TestFalseFailovers(t *testing.T) {
 		"between two":          {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{fault(1000, 5000, 3), harmless(fault(6000, 7000, 7))}},
 		"without a fault":      {transitions: []*pb.Transition{moved(2, 3, 7)}, want: "no fault had begun"},
 		"before all faults":    {transitions: []*pb.Transition{moved(2, 2, 3)}, faults: one, want: "no fault had begun"},
+		"spared":               {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{spared(fault(1000, 5000, 3), "g")}, want: "cannot have touched that group"},
+		"a spared regrant":     {transitions: []*pb.Transition{but(moved(2, 3, 7), func(t *pb.Transition) { t.Kind = pb.TransitionKind_TRANSITION_KIND_REGRANT })}, faults: []record.Fault{spared(wholeAt(fault(1000, 5000, 3), 7), "g")}, want: "cannot have touched that group"},
+		"harmless and spared":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{harmless(spared(fault(1000, 5000, 3), "g"))}, want: "must not move a primary"},
+		"spared but ordered":   {transitions: []*pb.Transition{but(moved(2, 3, 7), func(t *pb.Transition) { t.DetectedBy = operator })}, faults: []record.Fault{spared(fault(1000, 5000, 3), "g")}},
+		"another is spared":    {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{spared(fault(1000, 5000, 3), "h")}},
+		"spared beside one":    {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{fault(1000, 5000, 3), spared(fault(2000, 3000, 3), "g")}},
 		"with a harmless one":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{harmless(fault(1000, 5000, 3))}, want: "must not move a primary"},
 		"after one, harmless":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{fault(1000, 1500, 2), harmless(fault(2000, 3000, 3))}, want: "must not move a primary"},
 		"news came very late":  {transitions: []*pb.Transition{moved(2, 3, 7)}, faults: []record.Fault{wholeAt(fault(1000, 5000, 3), 7)}, events: []record.GroupEvent{showed(9000, 7, granted)}},

@@ -39,6 +39,32 @@ func Watches(events []record.SessionEvent, ops []record.Op, final map[string]map
 	return f.violations()
 }
 
+// Resyncs is how often session watches began anew with the current sessions, but
+// for the first time of each. No single one is wrong, but a cluster that does so
+// each time that a watch is resumed keeps nothing to go on with: hold them against
+// Resumes.
+func Resyncs(events []record.SessionEvent) int {
+	n, begun := 0, map[int]bool{}
+	for _, e := range events {
+		if e.Resync && begun[e.Watcher] {
+			n++
+		}
+		begun[e.Watcher] = true
+	}
+	return n
+}
+
+// Resumes is how often session watches were resumed at a revision.
+func Resumes(events []record.SessionEvent) int {
+	n := 0
+	for _, e := range events {
+		if e.Resumed {
+			n++
+		}
+	}
+	return n
+}
+
 // watcher replays one watch.
 type watcher struct {
 	f       *found
@@ -70,6 +96,10 @@ func (w *watcher) replay(events []record.SessionEvent) {
 	listing, lastKey := false, ""
 	for _, e := range events {
 		w.group = cmp.Or(w.group, e.Group)
+		if e.Resumed {
+			w.resumed(s, e)
+			continue
+		}
 		if e.Resync || s == nil {
 			s = &stretch{}
 			w.stretches = append(w.stretches, s)
@@ -88,6 +118,13 @@ func (w *watcher) replay(events []record.SessionEvent) {
 		w.value(e)
 		w.known[e.Key] = e
 		w.top[e.Key] = max(w.top[e.Key], e.Revision)
+	}
+}
+
+// resumed: a watch is resumed where it was, or its test shows nothing.
+func (w *watcher) resumed(s *stretch, e record.SessionEvent) {
+	if s == nil || s.last != e.Revision {
+		w.bad("", "it was resumed after revision %d, which was not its last", e.Revision)
 	}
 }
 

@@ -54,6 +54,7 @@ func judge(l *Load) []record.Violation {
 	_, v := check.ExactlyOnce(l.Ops(0))
 	v = append(v, check.Linearizable(l.Ops(0), patience).Violations...)
 	v = append(v, check.Watches(l.SessionEvents(0), l.Ops(0), l.Final())...)
+	v = append(v, check.GroupWatch(l.GroupEvents(0))...)
 	return append(v, check.OnePrimary(nil, nil, l.GroupEvents(0), l.Ops(0), l.Requests(0))...)
 }
 
@@ -71,6 +72,9 @@ func TestLoad_Honest(t *testing.T) {
 	}
 	if f.resumed < 5 {
 		t.Errorf("watches were resumed only %d times", f.resumed)
+	}
+	if n := check.Resumes(l.SessionEvents(0)); n != f.resumed {
+		t.Errorf("%d of %d resumes are recorded", n, f.resumed)
 	}
 	if l.Strange() != 0 {
 		t.Errorf("%d strange outcomes", l.Strange())

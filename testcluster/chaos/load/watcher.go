@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hastate/hastate/client"
-	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
@@ -53,6 +52,8 @@ func (w *watcher) run() {
 		from := w.reached.Load()
 		if from == 0 {
 			w.anew()
+		} else {
+			w.l.sessions.add(record.SessionEvent{Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Resumed: true, Revision: from})
 		}
 		w.left = 1 + w.rng.IntN(2*stretch)
 		err := w.sessions.Watch(w.l.ctx, "", from, w.on)
@@ -93,30 +94,6 @@ func (w *watcher) on(c client.SessionChange) error {
 		return errResume
 	}
 	return nil
-}
-
-// watchGroups records what is told of all groups.
-func (l *Load) watchGroups(c cluster) {
-	for l.ctx.Err() == nil {
-		_ = c.WatchGroups(l.ctx, nil, 0, func(resp *pb.WatchResponse) error { // it ends with ctx
-			l.groupEvent(resp)
-			return nil
-		})
-		after(l.ctx, retryEvery)
-	}
-}
-
-func (l *Load) groupEvent(resp *pb.WatchResponse) {
-	g := resp.GetGroup()
-	if g == nil {
-		return
-	}
-	e := record.GroupEvent{At: l.o.Clock.Now(), Revision: resp.GetRevision(), Group: g, Transition: resp.GetTransition()}
-	if e.Revision == 0 { // the current state
-		e.Revision = g.GetRevision()
-	}
-	l.groups.add(e)
-	l.epochs.see(g.GetName(), g.GetEpoch())
 }
 
 // epochs are those of all groups, as last heard of.

@@ -94,18 +94,24 @@ type Request struct {
 // SessionEvent is one message of a session watch.
 type SessionEvent struct {
 	// Watcher tells one watch from another, resumed or not.
-	Watcher  int           `json:"watcher"`
-	At       clock.Instant `json:"at"`
-	Resync   bool          `json:"resync,omitempty"`
-	Group    string        `json:"group,omitempty"`
-	Key      string        `json:"key,omitempty"`
-	Value    string        `json:"value,omitempty"`
-	Revision uint64        `json:"revision,omitempty"`
-	Deleted  bool          `json:"deleted,omitempty"`
+	Watcher int           `json:"watcher"`
+	At      clock.Instant `json:"at"`
+	Resync  bool          `json:"resync,omitempty"`
+	// Resumed: nothing was told yet, the watcher asks to go on after Revision.
+	Resumed  bool   `json:"resumed,omitempty"`
+	Group    string `json:"group,omitempty"`
+	Key      string `json:"key,omitempty"`
+	Value    string `json:"value,omitempty"`
+	Revision uint64 `json:"revision,omitempty"`
+	Deleted  bool   `json:"deleted,omitempty"`
 }
 
 // GroupEvent is one change of a group, as a watch told it.
 type GroupEvent struct {
+	// Stream of the watch that told it, from 1: another one each time that the
+	// watch began anew with the current state. A watch that went on at another node
+	// where it was is in the same one. Each load counts its own.
+	Stream     int            `json:"stream,omitempty"`
 	At         clock.Instant  `json:"at"`
 	Revision   uint64         `json:"revision"`
 	Group      *pb.Group      `json:"group"`
@@ -126,6 +132,8 @@ type Fault struct {
 	Harmless bool `json:"harmless,omitempty"`
 	// Lost are the groups whose primary it took away for certain.
 	Lost []string `json:"lost,omitempty"`
+	// Spared are the groups that it cannot touch, whatever it does to others.
+	Spared []string `json:"spared,omitempty"`
 	// Epochs are the epochs of all groups when it began.
 	Epochs map[string]uint64 `json:"epochs,omitempty"`
 	// WholeEpochs are the epochs when everything was whole again.
@@ -135,7 +143,7 @@ type Fault struct {
 // Violation is something that must never be seen.
 type Violation struct {
 	// Check that found it: linearizability, one-primary, exactly-once, watch,
-	// convergence, history, false-failover, leak, durability.
+	// convergence, history, false-failover, leak, durability, proof.
 	Check string `json:"check"`
 	Text  string `json:"text"`
 	// Key is set if it is about one session.
