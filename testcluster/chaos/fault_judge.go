@@ -81,7 +81,7 @@ func inTime(ctx context.Context, timeout time.Duration, do func() error) error {
 // cluster may answer with, too: leadership has moved while it worked, or there was
 // nobody to break.
 func legitimate(err error) bool {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each level is looked at
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !legitimate(err) })
 	}
 	if inner := errors.Unwrap(err); inner != nil {
