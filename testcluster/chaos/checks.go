@@ -8,7 +8,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hastate/hastate/internal/clock"
@@ -45,8 +44,13 @@ func (r *run) check(ctx context.Context, l *load.Load) error {
 	}
 	events := l.SessionEvents(0)
 	r.add(check.Watches(events, ops, l.Final()))
+	r.add(check.GroupWatch(l.GroupEvents(0)))
 	r.count(ops, counts, linear, events)
-	return r.checkLeases(ops, l)
+	proof := check.ProofInput{
+		Groups: r.stage.groups, Callers: true, Requests: l.Requests(0), GroupEvents: l.GroupEvents(0), SessionEvents: events,
+		Ops: ops, Once: counts, Undecided: len(linear.Undecided),
+	}
+	return r.checkLeases(ops, proof)
 }
 
 // atRest waits until all nodes hold the same state, which is then the end of the
@@ -83,6 +87,9 @@ func (r *run) count(ops []record.Op, c check.Counts, l *check.Linearizability, e
 	r.report.Duplicated += c.Duplicated
 	r.report.Undecided += len(l.Undecided)
 	r.report.WatchEvents += len(events)
+	r.report.Resumes += check.Resumes(events)
+	r.report.Resyncs += check.Resyncs(events)
+	r.report.AppendsRead += c.Acknowledged
 }
 
 // countElections adds up how often the term has changed since the last look.
@@ -129,7 +136,7 @@ func (r *run) allTransitions() []*pb.Transition {
 
 // checkLeases checks what holders and model servers have written down since the
 // run began: they outlive chapters.
-func (r *run) checkLeases(ops []record.Op, l *load.Load) error {
+func (r *run) checkLeases(ops []record.Op, proof check.ProofInput) error {
 	leases, err := readAll[record.Lease](r.dir, "leases-*.jsonl")
 	if err != nil {
 		return err
@@ -139,6 +146,9 @@ func (r *run) checkLeases(ops []record.Op, l *load.Load) error {
 		return err
 	}
 	r.report.Served = len(served)
+	if proof.Leases, proof.Served = leases, served; !r.broken() {
+		r.add(check.Proof(proof))
+	}
 	led, err := leaders(filepath.Join(r.dir, "logs"))
 	if err != nil {
 		return err
@@ -168,14 +178,17 @@ func readAll[T any](dir, pattern string) ([]T, error) {
 func (r *run) finish(ctx context.Context) {
 	all := r.allTransitions()
 	if !r.broken() && ctx.Err() == nil {
-		jumped := slices.ContainsFunc(r.history.faults, func(f record.Fault) bool { return strings.Contains(f.Kind, "wall-clock") })
-		r.add(check.History(all, r.history.faults, check.HistoryOptions{Events: r.history.events, WallJumped: jumped}))
+		r.add(check.History(all, r.history.faults, check.HistoryOptions{Events: r.history.events, Lease: r.draw.lease}))
 	}
 	causeless := check.FalseFailovers(all, r.history.faults, r.history.events)
 	r.add(causeless)
 	r.report.False = len(causeless)
 	r.report.FalsePerHour = float64(len(causeless)) / max(time.Since(r.began).Hours(), 1e-9)
 	r.add(r.leaks.grown())
+	r.report.LeaksJudged = r.leaks.judged()
+	if r.report.Rounds == 0 {
+		r.violate("proof", "no round was done: nothing is proved")
+	}
 	r.report.Requests = len(r.history.requests)
 	slices.SortFunc(r.history.requests, func(a, b record.Request) int { return int(a.Return - b.Return) })
 	for i, f := range r.history.faults {

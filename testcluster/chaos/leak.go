@@ -60,13 +60,28 @@ const (
 	minAge     = 5 * time.Minute
 )
 
+func old(all []sample) bool {
+	return len(all) >= minSamples && all[len(all)-1].at.Sub(all[0].at) >= minAge
+}
+
+// judged is how many processes lived long enough to tell.
+func (l leaks) judged() int {
+	n := 0
+	for _, all := range l {
+		if old(all) {
+			n++
+		}
+	}
+	return n
+}
+
 // grown says what has grown from the second third of a process's life to the
 // last, beyond what the allocator and a state that grows explain. The first third
 // is warming up.
 func (l leaks) grown() []record.Violation {
 	var found []record.Violation
 	for key, all := range l {
-		if len(all) < minSamples || all[len(all)-1].at.Sub(all[0].at) < minAge {
+		if !old(all) {
 			continue
 		}
 		third := len(all) / 3

@@ -41,6 +41,14 @@ type report struct {
 	Lost         int                `json:"lost"`
 	Duplicated   int                `json:"duplicated"`
 	Undecided    int                `json:"linearizability_undecided"`
+	// Resumes and Resyncs are of session watches: the latter had to begin anew.
+	Resumes int `json:"watch_resumes"`
+	Resyncs int `json:"watch_resyncs"`
+	// AppendsRead are the acknowledged appends that were read back, of which Lost and
+	// Duplicated count.
+	AppendsRead int `json:"appends_read_back"`
+	// LeaksJudged are the processes that lived long enough to tell a leak.
+	LeaksJudged int `json:"leaks_judged"`
 	// Strange are errors that clients are not prepared for.
 	Strange       int      `json:"strange_errors"`
 	WatchEvents   int      `json:"watch_events"`

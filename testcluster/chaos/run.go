@@ -92,7 +92,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	if r.faults, r.report.SkippedNoRoot, err = chosen(r.o.faults, r.o.root); err != nil {
 		return err
 	}
-	r.seen, r.leaks, r.history.newLeader = map[record.Violation]bool{}, leaks{}, map[int]time.Duration{}
+	r.leaks, r.history.newLeader = leaks{}, map[int]time.Duration{}
 	r.history.transitions = map[string]map[uint64]*pb.Transition{}
 	if err := os.MkdirAll(filepath.Join(r.dir, "records"), 0o755); err != nil { //nolint:gosec // for people to look at
 		return err
@@ -241,6 +241,9 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 		}
 	}
 	f.Kind, f.What = strings.Join(kinds, "+"), strings.Join(whats, "; ")
+	if len(picked) == 1 && picked[0].aimed && len(f.Lost) > 0 {
+		f.Spared = slices.DeleteFunc(slices.Clone(r.stage.groups), func(g string) bool { return slices.Contains(f.Lost, g) })
+	}
 	_ = sleep(ctx, hold-clock.Boot{}.Now().Sub(f.Began)) // ended by ctx: so is all
 	for _, b := range slices.Backward(all) {
 		if b.then == nil {
@@ -291,6 +294,9 @@ func (r *run) violate(check, format string, args ...any) {
 }
 
 func (r *run) add(found []record.Violation) {
+	if r.seen == nil {
+		r.seen = map[record.Violation]bool{}
+	}
 	for _, v := range found {
 		if r.seen[v] {
 			continue // records that outlive chapters are checked again at the end of each

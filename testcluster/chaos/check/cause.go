@@ -21,9 +21,11 @@ const (
 // nodes, and what is said of an order.
 var (
 	modelLost = regexp.MustCompile(`process is gone|instance is down|instance has failed|was restarted|lost its epoch|refuses the epoch|does not become READY|counted its lease`)
-	modelMute = regexp.MustCompile(`instance is down|instance has failed|silent|counted its lease|does not become READY`)
+	// One that is mute does not obey Demote either: then its lease runs out.
+	modelMute = regexp.MustCompile(`instance is down|instance has failed|silent|counted its lease|does not become READY|` + leaseExpired)
 	nodeLost  = regexp.MustCompile(leaseExpired + `|the node was restarted|could not be renewed|not renewed by the log|refused by the log`)
 	wayLost   = regexp.MustCompile(nodeLost.String() + `|counted its lease`)
+	hostMute  = regexp.MustCompile(wayLost.String() + `|` + modelMute.String())
 	anOrder   = regexp.MustCompile(`^operator: |^switchover to .* (was not done|failed)|by an operator|request of the leader`)
 )
 
@@ -32,8 +34,8 @@ var (
 var reasons = map[string]*regexp.Regexp{
 	killModel: modelLost, "model-crash-on-promote": modelLost, "model-slow-promote": modelLost, "model-refuse": modelLost,
 	"model-hang": modelMute, "pause-model": modelMute,
-	killHost: nodeLost, "kill-node": nodeLost, "power-cut-host": nodeLost,
-	"pause-node": wayLost, "pause-host": wayLost, "cut-leader": wayLost, "cut-primary": wayLost, "cut-minority": wayLost,
+	killHost: nodeLost, "kill-node": nodeLost, "power-cut-host": hostMute,
+	"pause-node": wayLost, "pause-host": hostMute, "cut-leader": wayLost, "cut-primary": wayLost, "cut-minority": wayLost,
 	"cut-uncounted": wayLost, "snapshot-install": wayLost,
 }
 
