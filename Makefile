@@ -64,9 +64,11 @@ tidy: ## go mod tidy
 	go mod tidy
 
 FUZZTIME ?= 20s
-fuzz: ## every fuzz target for FUZZTIME
-	@set -e; for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	  echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+PARALLEL ?= 2
+FUZZ ?= .
+PKG ?= ./...
+fuzz: ## every fuzz target for FUZZTIME, PARALLEL inputs at a time (FUZZ, PKG: only some)
+	@FUZZTIME='$(FUZZTIME)' PARALLEL='$(PARALLEL)' FUZZ='$(FUZZ)' PKG='$(PKG)' scripts/fuzz.sh
 
 N ?= 20
 flaky: ## the cluster tests N times

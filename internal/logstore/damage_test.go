@@ -7,23 +7,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/boltfile"
 )
-
-var exhaustive = flag.Bool("exhaustive", false, "flip every single bit of a log file, which takes minutes")
 
 // sampleLog is the bytes of a closed store with entries 1..n, some of them larger
 // than a page, a term and a vote.
@@ -150,133 +143,6 @@ func TestADamagedFileIsRefusedWithWords(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-	}
-}
-
-// contents is all that a store answers.
-func contents(t testing.TB, s *Store) string {
-	t.Helper()
-	first, err0 := s.FirstIndex()
-	last, err1 := s.LastIndex()
-	if err := errors.Join(err0, err1); err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	for i := first; i <= last; i++ {
-		var l raft.Log
-		err := s.GetLog(i, &l)
-		b.WriteString(lineOf(i, &l, err))
-	}
-	for _, key := range stableKeys {
-		v, err := s.Get(key)
-		fmt.Fprintf(&b, "%s %x %v\n", key, v, err)
-	}
-	return b.String()
-}
-
-func lineOf(index uint64, l *raft.Log, err error) string {
-	return fmt.Sprintf("%d %d %d %d %x %v\n", index, l.Index, l.Term, l.Type, l.Data, err)
-}
-
-// damagedOpen opens a file with these bytes. It returns false if it is refused; the
-// refusal must say that it is damaged.
-func damagedOpen(t testing.TB, path string, data []byte) (string, bool) {
-	t.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Open(Options{Path: path, CacheBytes: 1})
-	if err != nil {
-		if !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "damaged") {
-			t.Fatalf("it is not called damaged: %v", err)
-		}
-		return "", false
-	}
-	found := contents(t, s)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return found, true
-}
-
-// agedLog is the bytes of a log that was written, cut at both ends and written again,
-// so that the file holds older versions of its pages; and its contents.
-func agedLog(t testing.TB) (file []byte, want string) {
-	t.Helper()
-	path := filepath.Join(memoryDir(t), "log.db")
-	b := open(t, Options{Path: path})
-	for n := uint64(1); n < 180; n += 3 {
-		b.put(1, n, n+2)
-	}
-	if err := errors.Join(b.SetUint64([]byte("CurrentTerm"), 2), b.Set([]byte("LastVoteCand"), []byte("n1")), b.SetUint64([]byte("LastVoteTerm"), 2)); err != nil {
-		t.Fatal(err)
-	}
-	b.del(170, 180)
-	b.put(2, 170, 171)
-	b.del(1, 20)
-	for n := uint64(172); n < 200; n += 2 {
-		b.put(2, n, n+1)
-	}
-	want = contents(t, b.Store)
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	size, err := boltfile.Size(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data[:size], want
-}
-
-// TestAFlippedBitNeverChangesHistory flips bits of the file, most where its structure
-// is: the store is refused, or everything is as it was.
-func TestAFlippedBitNeverChangesHistory(t *testing.T) {
-	good, want := agedLog(t)
-	path := filepath.Join(memoryDir(t), "log.db")
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
-	refused, unharmed := 0, 0
-	flip := func(at, bit int) {
-		data := bytes.Clone(good)
-		data[at] ^= 1 << bit
-		switch found, opened := damagedOpen(t, path, data); {
-		case !opened:
-			refused++
-		case found == want:
-			unharmed++
-		default:
-			t.Errorf("bit %d of byte %d of page %d changes the log and is not noticed", bit, at%os.Getpagesize(), at/os.Getpagesize())
-		}
-	}
-	for at := range good {
-		switch offset := at % os.Getpagesize(); {
-		case *exhaustive:
-			for bit := range 8 {
-				flip(at, bit)
-			}
-		case offset >= 8 && offset < 32, at < 2*os.Getpagesize() && offset < 80, rnd.IntN(100) == 0:
-			flip(at, rnd.IntN(8))
-		}
-	}
-	t.Logf("%d bytes: refused %d, unharmed %d", len(good), refused, unharmed)
-	if refused == 0 || unharmed == 0 {
-		t.Error("the test flips nothing that matters")
-	}
-}
-
-// TestACutLogIsRefused cuts the file at every 512 bytes.
-func TestACutLogIsRefused(t *testing.T) {
-	good, _ := agedLog(t)
-	path := filepath.Join(memoryDir(t), "log.db")
-	for size := 0; size < len(good); size += 512 {
-		if _, opened := damagedOpen(t, path, good[:size]); opened {
-			t.Fatalf("%d bytes of %d were opened", size, len(good))
-		}
 	}
 }
 

@@ -52,6 +52,7 @@ func mutantsCommand(ctx context.Context, args []string) int {
 	}
 	if *only == "" && !*hard {
 		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Hard != "" })
+		fmt.Printf("%d mutants that a run may miss are not tried: -hard tries them, docs/track-record.md says why\n", len(mutant.List())-len(todo))
 	}
 	if *quick {
 		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Limit > time.Minute })

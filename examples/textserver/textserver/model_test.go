@@ -151,9 +151,23 @@ func FuzzDecodeStream(f *testing.F) {
 	}
 	f.Add(appendRecord(data, recordToken, []byte("x")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := decodeStream(Stream{Data: b})
-		if err == nil && got.begun == (len(b) == 0) {
+		got, err := decodeStream(Stream{Base: 100, Data: b})
+		if err != nil {
+			return
+		}
+		if got.begun == (len(b) == 0) || got.end != 100+uint64(len(b)) || got.start > got.end {
 			t.Fatalf("%q gives %+v", b, got)
+		}
+		// The turn that is under way is read back from what it is written as.
+		again, err := got.turn.record()
+		if err != nil || !got.begun {
+			return
+		}
+		for _, token := range got.tokens {
+			again = appendRecord(again, recordToken, []byte(token))
+		}
+		if back, err := decodeStream(Stream{Data: again}); err != nil || back.turn != got.turn || !slices.Equal(back.tokens, got.tokens) {
+			t.Fatalf("%+v was read back as %+v, %v", got, back, err)
 		}
 	})
 }

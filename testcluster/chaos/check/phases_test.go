@@ -91,7 +91,7 @@ func TestHistory_Cause(t *testing.T) {
 	const misfit = "has a reason that does not fit round 1"
 	honest := map[string][]string{
 		killModel:    {"the instance is down: silent for 300ms", "the instance's process is gone", "the instance has lost its epoch: it was restarted"},
-		"model-hang": {"the instance is down: silent for 300ms"}, "pause-model": {"the instance is down"}, "model-refuse": {"the instance is down"},
+		"model-hang": {"the instance is down: silent for 300ms", "lease expired"}, "pause-model": {"the instance is down"}, "model-refuse": {"the instance is down"},
 		killHost: {"lease expired", "the node was restarted"}, "kill-node": {"the node was restarted"},
 		"cut-primary": {"the lease could not be renewed in time"}, "power-cut-host": {"lease expired"},
 		"kill-model+cut-leader": {"lease expired"}, "disk-full": {"whatever"},
@@ -103,7 +103,7 @@ func TestHistory_Cause(t *testing.T) {
 		}
 	}
 	for k, reason := range map[string]string{
-		killModel: "lease expired", "model-hang": "lease expired", killHost: "the instance is down", "kill-node": "operator: failover",
+		killModel: "lease expired", killHost: "the instance is down", "kill-node": "operator: failover",
 		"cut-primary": "the instance is down", "power-cut-host": "first primary", "model-crash-on-promote": "promotion failed: x",
 	} {
 		all[k+" is no "+reason] = chronicle{transitions: because(reason), faults: lost(k), want: misfit}

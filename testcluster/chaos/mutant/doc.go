@@ -4,7 +4,7 @@
 // chaos suite that does not catch them proves nothing when it finds nothing.
 //
 // A mutant is not a switch in the product but a replacement of its text, laid over
-// the sources for one build (docs/adr/0006-mutants-are-overlays.md). The text must
+// the sources for one build (docs/adr/0007-mutants-are-overlays.md). The text must
 // be found exactly once, so that code that has moved on fails a test here, rather
 // than leave a mutant that mutates nothing.
 package mutant

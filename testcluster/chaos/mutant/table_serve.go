@@ -18,6 +18,7 @@ var readMutants = []Mutant{
 		}},
 		Guarantee: "G4", Check: Linearizability, Faults: "disk-stall,pause-node", Limit: 5 * time.Minute,
 		How:      "disk-stall: Raft of the stuck leader cannot step down, so for seconds it answers reads from its own state while another leads. Or it is paused, and answers the reads in its sockets before it steps down. Readers must keep to one node.",
+		Hard:     "Only a read that waits at a deposed leader while it wakes up is answered with the past: a reader must be tied to that node. None of 55 rounds had one.",
 		UnitTest: "./internal/readindex TestLeader_StaleEvidence",
 	},
 	{
@@ -144,6 +145,7 @@ var modelMutants = []Mutant{
 		}},
 		Guarantee: "G7", Check: Availability, Faults: "model-refuse,model-crash-on-promote,model-slow-promote", Limit: 3 * time.Minute,
 		How:      "model-refuse: the group is SERVING under the new epoch, and its model server serves nothing; no other candidate is tried, so the group does not serve within the bound.",
+		Hard:     "The announced primary answers 503 only while the fault holds, and is promoted by the next repeated Promote; no check yet asks each announced epoch for a request that was done.",
 		UnitTest: "./internal/holder TestHolderFailedPromotion",
 	},
 	{
