@@ -20,7 +20,7 @@ func diskFaults() []fault {
 	const family = "disk"
 	return []fault{
 		{kind: "disk-stall", family: family, weight: 2, exits: stalled, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
-		{kind: "disk-stall-host", family: family, weight: 2, exits: stalled, what: "the disk of any host, often of a primary that does not lead, hangs for three leases", inject: diskStallHost},
+		{kind: "disk-stall-host", family: family, weight: 2, exits: stalled, alone: true, what: "the disk of any host, often of a primary that does not lead, hangs for three leases", inject: diskStallHost},
 		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once: what was not fsynced is gone", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			return powerCut(s, "all", s.members...)
 		}},
@@ -55,7 +55,9 @@ func diskStall(ctx context.Context, s *stage, _ *draw) (broken, error) {
 }
 
 // diskStallHost hangs a disk that the leader need not have: a primary renews its
-// lease through the leader, whatever its own disk does.
+// lease through the leader, whatever its own disk does. It stands alone: whatever
+// else touches a frozen disk, or ends a process that writes to it, would wait for
+// the thaw that comes after it.
 func diskStallHost(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
 	b := broken{hold: 3 * d.lease}
