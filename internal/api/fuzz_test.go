@@ -67,7 +67,7 @@ func samples() []proto.Message {
 // FuzzRequest sends any message to any method, to a node with a real state machine: it
 // is answered, with a reply or an error of a kind, and never by a panic.
 func FuzzRequest(f *testing.F) {
-	r := newMachineRig(f, func(c *Config) { c.Membership = obedient{memberSide{&world{}}} })
+	r := newMachineRig(f, func(c *Config) { c.Membership = obedient{memberSide{&world{fakeState: newFakeState()}}} })
 	methods := unaryMethods(f)
 	for i, m := range methods {
 		f.Add(uint8(i), []byte(nil))
@@ -115,7 +115,7 @@ func forgetTheTime(req *dynamicpb.Message) {
 // FuzzPipeline sends any two messages down a Pipeline: each item is answered once, by
 // as many results as it has operations or by an error, and then the stream ends.
 func FuzzPipeline(f *testing.F) {
-	r := newMachineRig(f, func(c *Config) { c.Membership = obedient{memberSide{&world{}}} })
+	r := newMachineRig(f, func(c *Config) { c.Membership = obedient{memberSide{&world{fakeState: newFakeState()}}} })
 	client := pb.NewSessionServiceClient(r.conn)
 	for _, items := range [][]*pb.PipelineItem{
 		{{Id: 1, Ops: []*pb.SessionOp{{Op: &pb.SessionOp_Put{Put: &pb.PutRequest{Session: &pb.Session{Id: "s"}}}}}}, {Id: 1}},

@@ -45,10 +45,12 @@ type world struct {
 	deadline time.Duration
 }
 
-// lock runs fn with the lock of the world.
+// lock runs fn with the locks of the world and of its state.
 func (w *world) lock(fn func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.fakeState.mu.Lock()
+	defer w.fakeState.mu.Unlock()
 	fn()
 }
 
