@@ -110,7 +110,13 @@ func (m *machine) tickFencing(now clock.Instant) {
 		return
 	}
 	if now >= f.demoteAt && !f.demoting {
-		m.demote(pb.DemoteMode_DEMOTE_MODE_ABORT, m.hold.margin, m.hold.margin)
+		limit := m.hold.margin
+		if f.tries > 0 {
+			// It is late already. An instance that takes longer than the margin would
+			// never be silenced, and never be a candidate again.
+			limit = max(limit, m.profile.Lease)
+		}
+		m.demote(pb.DemoteMode_DEMOTE_MODE_ABORT, limit, limit)
 	}
 	if now >= f.killAt && !f.killing {
 		f.killing, f.killAt = true, never

@@ -309,3 +309,28 @@ func TestRevokedReason(t *testing.T) {
 		t.Errorf("without one: %q", got)
 	}
 }
+
+// TestMachineDemotesPatiently: the first Demote has the margin, those after it a
+// lease. An instance that needs longer than the margin was never silenced.
+func TestMachineDemotesPatiently(t *testing.T) {
+	s := newScript(t, false)
+	s.do(5*ms, evNominate{id: 1, req: &pb.NominateRequest{Group: "g", Nomination: 9}})
+	s.do(10*ms, s.grant(2000, 9))
+	s.do(20*ms, evPromoted{epoch: 2000})
+	limits := func(d time.Duration, ev event) (all []time.Duration) {
+		for _, a := range s.m.step(at(d), ev) {
+			if a, ok := a.(actDemote); ok {
+				all = append(all, a.timeout)
+			}
+		}
+		return all
+	}
+	down := evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN}}
+	if got := limits(30*ms, down); len(got) != 1 || got[0] != s.m.hold.margin {
+		t.Fatalf("first: %v", got)
+	}
+	s.do(40*ms, evDemoted{epoch: 2000, call: s.m.fence.call, err: errors.New("too slow")})
+	if got := limits(2000*ms, evTimer{}); len(got) != 1 || got[0] != s.m.profile.Lease {
+		t.Fatalf("second: %v", got)
+	}
+}
