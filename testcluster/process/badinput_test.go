@@ -252,7 +252,7 @@ func TestRun_RefusesFolder(t *testing.T) {
 		"log empty":           {change: truncate("raft.db", 0), texts: []string{"raft.db", "damaged", "empty"}},
 		"log with a flip":     {change: flip("raft.db", kept), texts: []string{"raft.db", "damaged", "checksum", "join again"}},
 		"log of something":    {change: write("raft.db", strings.Repeat("no database ", 1000)), texts: []string{"raft.db", "damaged"}},
-		"state cut off":       {change: truncate("state.db", 20000), texts: []string{"state.db", "damaged", "cut off", "join again"}},
+		"state cut off":       {change: truncate("state.db", 20000), texts: []string{"state.db", "damaged", "truncated", "join again"}},
 		"state empty":         {change: truncate("state.db", 0), texts: []string{"state.db", "damaged", "empty"}},
 		"state with a flip":   {change: flip("state.db", "hastate1"), texts: []string{"state.db", "damaged"}},
 		"state of something":  {change: write("state.db", strings.Repeat("no database ", 1000)), texts: []string{"state.db", "damaged"}},
@@ -376,7 +376,7 @@ func newerState(t *testing.T, dir string) {
 	err = db.Update(func(tx *bolt.Tx) error {
 		b := tx.Bucket([]byte("meta"))
 		record := bytes.Clone(b.Get([]byte("state")))
-		binary.BigEndian.PutUint32(record[len("hastate1"):], 2)
+		binary.BigEndian.PutUint32(record[len("hastate1"):], 99)
 		return b.Put([]byte("state"), record)
 	})
 	if err != nil {
