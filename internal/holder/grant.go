@@ -243,16 +243,20 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 // itself. What it counts began with the first call, maybe long ago: it is told
 // again at once.
 func (m *machine) beginTouch(now clock.Instant) {
-	if m.phase == phaseServing && m.hold.touchAt == never && m.info.Has(pb.Capability_CAPABILITY_LEASE) {
+	if m.phase == phaseServing && !m.hold.counted() && m.info.Has(pb.Capability_CAPABILITY_LEASE) {
 		m.hold.touchAt, m.hold.countsUntil = now, m.lease.FenceAt(m.hold.margin)
 	}
 }
 
-// tickTouch repeats Promote when that is due.
+// counted reports whether the instance counts the lease itself.
+func (h *hold) counted() bool { return h.countsUntil != never }
+
+// tickTouch repeats Promote when that is due: once for each renewal, and again
+// after one that failed.
 func (m *machine) tickTouch(now clock.Instant) {
 	h := &m.hold
 	if now >= h.touchAt && !h.promoting {
-		h.promoting, h.touchAt = true, now.Add(h.renew)
+		h.promoting, h.touchAt = true, never
 		m.do(actPromote{lease: m.lease, margin: h.margin, model: h.asked, timeout: h.call, touch: true})
 	}
 }
@@ -264,6 +268,8 @@ func (m *machine) touched(now clock.Instant, e evPromoted) {
 		m.hold.countsUntil = max(m.hold.countsUntil, e.until)
 	case isFenced(e.err):
 		m.abort(now, fmt.Sprintf("the instance refuses the epoch: %v", e.err), true)
+	default:
+		m.hold.touchAt = min(m.hold.touchAt, now.Add(m.hold.renew/2))
 	}
 }
 
@@ -296,7 +302,7 @@ func (e evRenewed) apply(m *machine, now clock.Instant) {
 	switch e.outcome {
 	case accepted:
 		m.lease = m.lease.Renewed(e.epoch, e.q)
-		if h.touchAt != never {
+		if h.counted() {
 			// An instance that counts the lease hears of it now: after a slow renewal it
 			// may be about to have counted to the end.
 			h.touchAt = min(h.touchAt, now)

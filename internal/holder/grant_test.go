@@ -95,6 +95,11 @@ func TestMachinePromotion(t *testing.T) {
 		s.do(210*ms, evTimer{})
 		s.expect(215*ms, evRenewed{epoch: 2000, q: at(210 * ms), outcome: accepted}, "touch")
 		s.expect(220*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")}, "")
+		if w := s.m.wake(); w > at(320*ms) {
+			t.Fatalf("it tries again at %v", w)
+		}
+		s.expect(320*ms, evTimer{}, "touch")
+		s.expect(330*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")}, "")
 		s.do(900*ms, evRenewed{epoch: 2000, q: at(900 * ms), outcome: accepted})
 		// It has not been told of the renewals: by now it has stopped by itself.
 		got := s.do(1038*ms, evTimer{})
@@ -107,9 +112,9 @@ func TestMachinePromotion(t *testing.T) {
 		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
 		s.expect(20*ms, evPromoted{epoch: 2000}, "PRIMARY 2000, serve, touch")
 		s.do(30*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)})
-		for d := 40 * ms; d < 1000*ms; d += 40 * ms { // nothing is renewed, and it is told the same again and again
+		for d := 40 * ms; d < 1000*ms; d += 40 * ms { // nothing is renewed: it would be told the same
 			if got := s.do(d, evTimer{}); strings.Contains(got, "touch") {
-				s.do(d+5*ms, evPromoted{epoch: 2000, touch: true, until: at(1038 * ms)})
+				t.Fatalf("at %v: %q", d, got)
 			}
 		}
 		s.expect(1037*ms, evRenewed{epoch: 2000, q: at(400 * ms), outcome: accepted}, "renew, touch")

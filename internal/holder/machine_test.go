@@ -320,10 +320,7 @@ func TestMachineFence(t *testing.T) {
 			s.expect(95*ms, evPromoted{epoch: 5, touch: true}, "")
 			s.expect(100*ms, ask(1, 5, 5000), "DRAINING 5, demote 5 DRAIN")
 			s.expect(210*ms, evTimer{}, "renew")
-			if w := s.m.wake(); w > at(290*ms) {
-				s.t.Fatalf("it wakes at %v", w)
-			}
-			s.expect(290*ms, evTimer{}, "touch")
+			s.expect(290*ms, evRenewed{epoch: 5, q: at(210 * ms), outcome: accepted}, "touch")
 			s.expect(300*ms, evPromoted{epoch: 5, touch: true}, "")
 			// The repeated Promote may have come after the Demote: once more.
 			s.expect(350*ms, evDemoted{epoch: 5, call: s.m.fence.call}, "STANDBY 5, demote 5 ABORT")
