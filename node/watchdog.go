@@ -56,35 +56,36 @@ func (n *Node) watchdog(ctx context.Context) error {
 	}
 	tick := time.NewTicker(n.cfg.Profile.Heartbeat / 3)
 	defer tick.Stop()
-	var logStalled, applyStalled bool
+	var log, apply, transfer repeated
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		// Seen once it may be this process that stood still (SIGSTOP, suspend):
-		// what was running then ends at once.
 		n.reportSlow()
-		if d := n.logs.Stalled(); d <= n.cfg.Profile.Stall {
-			logStalled = false
-		} else if logStalled {
+		if d := n.logs.Stalled(); log.seen(d > n.cfg.Profile.Stall) {
 			return &StalledError{What: "a write to the log", For: d}
-		} else {
-			logStalled = true
 		}
-		if d := n.applier.stalled(n.cfg.Clock.Now()); d <= n.applyStall() {
-			applyStalled = false
-		} else if applyStalled {
+		if d := n.applier.stalled(n.cfg.Clock.Now()); apply.seen(d > n.applyStall()) {
 			return &StalledError{What: "the state machine", For: d}
-		} else {
-			applyStalled = true
 		}
-		if d := n.batcher.TransferStuck(); d > max(n.cfg.Profile.Stall, 2*n.cfg.Profile.Heartbeat) {
-			// raft#696: it would refuse every write for as long as it leads.
+		// raft#696: it would refuse every write for as long as it leads.
+		if d := n.batcher.TransferStuck(); transfer.seen(d > max(n.cfg.Profile.Stall, 2*n.cfg.Profile.Heartbeat)) {
 			return &StalledError{What: "a leadership transfer that raft does not end", For: d}
 		}
 	}
+}
+
+// repeated is something that counts when two looks in a row have seen it. Seen
+// once it may be this process that stood still (SIGSTOP, suspend): what was running
+// then ends at once.
+type repeated struct{ before bool }
+
+func (r *repeated) seen(now bool) bool {
+	twice := now && r.before
+	r.before = now
+	return twice
 }
 
 // reportSlow says once per slow write why this node stops leading, and counts it.
