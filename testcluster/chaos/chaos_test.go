@@ -121,6 +121,19 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// TestObserved: what a fault that may move a group's primary took is not watched.
+func TestObserved(t *testing.T) {
+	at := func(s int) clock.Instant { return clock.Instant(time.Duration(s) * time.Second) }
+	faults := []record.Fault{
+		{Began: at(10), Whole: at(20), Harmless: true},
+		{Began: at(30), Whole: at(40)},
+		{Began: at(50), Whole: at(70), Spared: []string{"b"}},
+	}
+	if got, want := observed(faults, []string{"a", "b"}, at(0), at(100)), 80*time.Second; got != want { // a: 70 s, b: 90 s
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestMovedIn(t *testing.T) {
 	all := []*pb.Transition{{Group: "a", Epoch: 5}, {Group: "a", Epoch: 9}, {Group: "b", Epoch: 9}, {Group: "a", Epoch: 12}}
 	got := movedIn(all, map[string]uint64{"a": 5, "b": 9}, map[string]uint64{"a": 9, "b": 9})

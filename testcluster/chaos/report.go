@@ -34,6 +34,10 @@ type report struct {
 	Found        int                `json:"violations_found"`
 	Violations   []record.Violation `json:"violations"`
 	False        int                `json:"false_failovers"`
+	// Observed are the hours in which a failover without a cause would have been told
+	// from one that a fault caused; what could be told of some groups only counts in
+	// part. FalsePerHour is by them.
+	Observed     float64            `json:"observed_hours"`
 	FalsePerHour float64            `json:"false_failovers_per_hour"`
 	Operations   int                `json:"operations"`
 	Acknowledged int                `json:"acknowledged"`
@@ -115,6 +119,21 @@ func gaps(requests []record.Request, group string, from, until clock.Instant) (l
 	}
 	note(until)
 	return longest, sum
+}
+
+// observed is the time within began and ended in which nothing was broken that may
+// move a group's primary, as the mean of all groups.
+func observed(faults []record.Fault, groups []string, began, ended clock.Instant) time.Duration {
+	sum := time.Duration(0)
+	for _, g := range groups {
+		sum += ended.Sub(began)
+		for _, f := range faults {
+			if !f.Harmless && !slices.Contains(f.Spared, g) {
+				sum -= f.Whole.Sub(f.Began)
+			}
+		}
+	}
+	return sum / time.Duration(max(1, len(groups)))
 }
 
 // addRound counts a round under the kinds of its faults.
