@@ -19,8 +19,12 @@ type SessionChange struct {
 	// Resync: changes were missed, because the revision to go on from is no longer
 	// kept. Forget what is known; the current sessions follow, then changes.
 	Resync bool
-	// Event is the change; nil with Resync.
+	// Event is the change; nil with Resync, and where only Revision has moved on.
 	Event *pb.SessionEvent
+	// Revision is up to where everything has been told, with this change: another
+	// Watch may begin after it. 0 while the current sessions are being told: one that
+	// began after the revision of such an Event would miss changes.
+	Revision uint64
 }
 
 // Watch calls on with the changes of the sessions whose ids begin with prefix,
@@ -87,12 +91,32 @@ func (w *sessionWatch) stream(ctx context.Context, cc grpc.ClientConnInterface, 
 		if err != nil {
 			return err
 		}
-		for _, event := range resp.GetEvents() {
-			w.told = true
-			if err := w.on(SessionChange{Event: event}); err != nil {
-				return stopError{err}
-			}
+		if err := w.tell(resp); err != nil {
+			return stopError{err}
 		}
-		w.after = max(w.after, resp.GetRevision())
 	}
+}
+
+// tell hands on a message, which is complete up to its revision when the last of
+// its events has been told.
+func (w *sessionWatch) tell(resp *pb.WatchSessionsResponse) error {
+	complete := max(w.after, resp.GetRevision())
+	events := resp.GetEvents()
+	for i, event := range events {
+		w.told = true
+		change := SessionChange{Event: event, Revision: w.after}
+		if i == len(events)-1 {
+			change.Revision = complete
+		}
+		if err := w.on(change); err != nil {
+			return err
+		}
+	}
+	if len(events) == 0 && complete > w.after {
+		if err := w.on(SessionChange{Revision: complete}); err != nil {
+			return err
+		}
+	}
+	w.after = complete
+	return nil
 }

@@ -28,6 +28,9 @@ func TestSessions_Watch(t *testing.T) {
 			got = append(got, "resync")
 			return nil
 		}
+		if change.Event == nil {
+			return nil
+		}
 		got = append(got, change.Event.GetSession().GetId())
 		switch len(got) {
 		case 1:

@@ -149,7 +149,7 @@ missed: the current sessions follow.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.stream(cmd, func(ctx context.Context, c *client.Client) error {
 				return c.Sessions(s.group).Watch(ctx, prefix, after, atMost(count, func(ch client.SessionChange) (bool, error) {
-					return !ch.Resync, s.printSessionChange(ch)
+					return ch.Event != nil, s.printSessionChange(ch)
 				}))
 			})
 		},
@@ -169,6 +169,9 @@ func (s *sessionNoun) printSessionChange(ch client.SessionChange) error {
 		return err
 	}
 	e := ch.Event
+	if e == nil { // only the revision has moved on
+		return nil
+	}
 	return s.printLine(e, func(w io.Writer) error {
 		what := "put"
 		switch {

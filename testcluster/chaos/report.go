@@ -31,20 +31,20 @@ type report struct {
 	// Elections are changes of the Raft term, seen at chapters' ends.
 	Elections int `json:"elections"`
 	// Found is how many violations there were, Violations the first of them.
-	Found        int                `json:"violations_found"`
-	Violations   []record.Violation `json:"violations"`
-	False        int                `json:"false_failovers"`
+	Found      int                `json:"violations_found"`
+	Violations []record.Violation `json:"violations"`
+	False      int                `json:"false_failovers"`
 	// Observed are the hours in which a failover without a cause would have been told
 	// from one that a fault caused; what could be told of some groups only counts in
 	// part. FalsePerHour is by them.
-	Observed     float64            `json:"observed_hours"`
-	FalsePerHour float64            `json:"false_failovers_per_hour"`
-	Operations   int                `json:"operations"`
-	Acknowledged int                `json:"acknowledged"`
-	Unknown      int                `json:"unknown"`
-	Lost         int                `json:"lost"`
-	Duplicated   int                `json:"duplicated"`
-	Undecided    int                `json:"linearizability_undecided"`
+	Observed     float64 `json:"observed_hours"`
+	FalsePerHour float64 `json:"false_failovers_per_hour"`
+	Operations   int     `json:"operations"`
+	Acknowledged int     `json:"acknowledged"`
+	Unknown      int     `json:"unknown"`
+	Lost         int     `json:"lost"`
+	Duplicated   int     `json:"duplicated"`
+	Undecided    int     `json:"linearizability_undecided"`
 	// Resumes and Resyncs are of session watches: the latter had to begin anew.
 	Resumes int `json:"watch_resumes"`
 	Resyncs int `json:"watch_resyncs"`

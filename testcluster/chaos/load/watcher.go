@@ -80,6 +80,9 @@ func (w *watcher) on(c client.SessionChange) error {
 		return nil
 	}
 	e := c.Event
+	if e == nil { // only the revision has moved on
+		return nil
+	}
 	id := e.GetSession().GetId()
 	w.l.sessions.add(record.SessionEvent{
 		Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Key: id, Value: string(e.GetSession().GetValue()),
