@@ -56,6 +56,18 @@ func (f *fakeState) compact() {
 	f.floor, f.events = f.revision, nil
 }
 
+// replace takes the place of all that was, as a snapshot does.
+func (f *fakeState) replace(g *pb.Group) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.revision += 10
+	f.floor, f.events = f.revision, nil
+	g.Revision = f.revision
+	f.groups[g.GetName()] = g
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
 func (f *fakeState) putGroup(g *pb.Group, t *pb.Transition) {
 	f.change(func(rev uint64) Event {
 		g.Revision = rev

@@ -102,13 +102,8 @@ func (w *sessionWatch) list(ctx context.Context) error {
 func (w *sessionWatch) run(ctx context.Context) error {
 	told := w.seen
 	for {
-		nctx, cancel := context.WithTimeout(ctx, sessionProgress)
-		events, err := w.feed.Next(nctx)
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil && nctx.Err() == nil {
+		events, err := next(ctx, w.feed, time.Now().Add(sessionProgress))
+		if err != nil {
 			return fmt.Errorf("watch sessions: %w", err)
 		}
 		if err := w.s.inTouch(); err != nil {

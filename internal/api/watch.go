@@ -139,19 +139,15 @@ func (w *groupWatch) interval() time.Duration {
 func (w *groupWatch) run(ctx context.Context) error {
 	due := time.Now().Add(w.interval())
 	for {
-		nctx, cancel := context.WithDeadline(ctx, due)
-		events, err := w.feed.Next(nctx)
-		cancel()
+		events, err := next(ctx, w.feed, due)
 		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
 		case errors.Is(err, hastate.ErrCompacted):
 			// This reader is slower than the changes: it gets their sum.
 			w.feed.Close()
 			if err := w.current(); err != nil {
 				return err
 			}
-		case err != nil && nctx.Err() == nil:
+		case err != nil:
 			return fmt.Errorf("watch groups: %w", err)
 		}
 		for _, e := range events {
@@ -166,6 +162,18 @@ func (w *groupWatch) run(ctx context.Context) error {
 			due = now.Add(w.interval())
 		}
 	}
+}
+
+// next waits for changes. None until a time is no error, whatever else is: a feed
+// that has ended would end at once again.
+func next(ctx context.Context, feed Feed, until time.Time) ([]Event, error) {
+	timed, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	events, err := feed.Next(timed)
+	if err != nil && timed.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return events, err
 }
 
 // event sends what a change means for the watched groups.

@@ -127,15 +127,7 @@ func TestWatch_Compacted(t *testing.T) {
 		t.Fatal(err)
 	}
 	nextChange(t, w)
-	func() {
-		r.fakeState.mu.Lock()
-		defer r.fakeState.mu.Unlock()
-		r.revision += 10
-		r.floor, r.events = r.revision, nil
-		r.groups["default"] = &pb.Group{Name: "default", Epoch: 99, Revision: r.revision}
-		close(r.changed)
-		r.changed = make(chan struct{})
-	}()
+	r.replace(&pb.Group{Name: "default", Epoch: 99})
 	if got := nextChange(t, w); got.GetGroup().GetEpoch() != 99 {
 		t.Fatalf("after falling behind: %v", got)
 	}
@@ -178,6 +170,23 @@ func TestWatchSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = old.Recv()
+	wantIs(t, err, hastate.ErrCompacted)
+}
+
+// A watch that runs when the state is replaced, or that is too slow, is told so.
+func TestWatchSessions_CompactedWhileItRuns(t *testing.T) {
+	r := newRig(t, "n1")
+	w, err := pb.NewSessionServiceClient(r.conn).WatchSessions(timed(t), &pb.WatchSessionsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Recv(); err != nil { // it stands
+		t.Fatal(err)
+	}
+	r.replace(&pb.Group{Name: "default", Epoch: 99})
+	for err == nil {
+		_, err = w.Recv()
+	}
 	wantIs(t, err, hastate.ErrCompacted)
 }
 
