@@ -162,7 +162,10 @@ func (d *draw) pick(from []fault, pairs bool) []fault {
 	if !pairs || first.alone || d.IntN(10) < 7 {
 		return []fault{first}
 	}
-	rest := slices.DeleteFunc(slices.Clone(from), func(f fault) bool { return f.alone || f.kind == first.kind })
+	rest := slices.DeleteFunc(slices.Clone(from), func(f fault) bool {
+		// What is set at a model server takes the place of what was.
+		return f.alone || f.kind == first.kind || f.family == modelFamily && first.family == modelFamily
+	})
 	if len(rest) == 0 {
 		return []fault{first}
 	}

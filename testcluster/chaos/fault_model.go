@@ -11,8 +11,10 @@ import (
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
+const modelFamily = "model"
+
 func modelFaults() []fault {
-	const family = "model"
+	const family = modelFamily
 	return []fault{
 		{kind: "model-hang", family: family, aimed: true, weight: 4, what: "the primary's model server hangs, its /health still says 200", inject: primaryModel(`{"hang":true}`, "hangs", true)},
 		{kind: "model-saturated", family: family, weight: 2, harmless: true, what: "the primary's model server is saturated and healthy", inject: primaryModel(`{"saturated":true}`, "is saturated", false)},
