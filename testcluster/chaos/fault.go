@@ -31,6 +31,9 @@ type fault struct {
 	aimed bool
 	// alone: not to be paired with another fault.
 	alone bool
+	// dark: groups may be without a primary for as long as it stays broken. Under any
+	// other one that is alone none may be for longer than darkLeases.
+	dark bool
 	what  string
 	// break does it. What cannot be done now (nobody leads) is an error; the
 	// round then goes on with whatever was broken.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,6 +16,8 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/clock"
+	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
 // preallocated is a bbolt file with far more room than it uses, as a node's log.
@@ -187,5 +190,33 @@ func TestDraw_RoundsAreApart(t *testing.T) {
 	}
 	if d.round(1).Uint64() == want || newDraw(4, time.Second).round(2).Uint64() == want {
 		t.Error("rounds or seeds are alike")
+	}
+}
+
+// TestJudgeDark: a group that is not served for long under one fault is a violation.
+func TestJudgeDark(t *testing.T) {
+	second := func(n int) clock.Instant { return clock.Instant(time.Duration(n) * time.Second) }
+	answered := func(seconds ...int) (all []record.Request) {
+		for _, s := range seconds {
+			all = append(all, record.Request{Group: "g1", Return: second(s)})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		kind     string
+		requests []record.Request
+		found    int
+	}{
+		{"kill-host", answered(1, 3, 9, 10), 0},
+		{"kill-host", answered(1, 3, 10), 1},
+		{"kill-host", nil, 1},
+		{"none", answered(2), 1},
+		{"kill-host+cut-leader", nil, 0},
+	} {
+		r := &run{stage: &stage{groups: []string{"g1"}}, draw: newDraw(1, time.Second), o: options{progress: io.Discard}}
+		r.judgeDark(record.Fault{Kind: c.kind, Began: second(0), Whole: second(10)}, c.requests)
+		if r.report.Found != c.found {
+			t.Errorf("%s with %d answers: %d violations, want %d", c.kind, len(c.requests), r.report.Found, c.found)
+		}
 	}
 }

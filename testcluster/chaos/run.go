@@ -17,6 +17,7 @@ import (
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/load"
+	"github.com/hastate/hastate/testcluster/chaos/mutant"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
@@ -270,6 +271,23 @@ func (r *run) timeNewLeader(ctx context.Context, b broken, f *record.Fault) {
 	r.history.newLeader[f.Round] = took
 	if most := r.newLeaderWithin(); took > most {
 		r.violate("availability", "round %d: a new leader served only after %v, more than %v: %s", f.Round, took, most, b.what)
+	}
+}
+
+// darkLeases is for how many leases a group may be without an answer when one
+// thing is broken. It is far above what a failover takes, so that it is no measure
+// of speed: what takes longer waits for something that does not come.
+const darkLeases = 6
+
+// judgeDark: one fault does not keep a group from being served.
+func (r *run) judgeDark(f record.Fault, requests []record.Request) {
+	if strings.Contains(f.Kind, "+") || slices.ContainsFunc(faults(), func(known fault) bool { return known.kind == f.Kind && known.dark }) {
+		return
+	}
+	for _, g := range r.stage.groups {
+		if longest, _ := gaps(requests, g, f.Began, f.Whole); longest > darkLeases*r.draw.lease {
+			r.violate(mutant.Availability, "round %d (%s): group %s was not served for %v, more than %d leases", f.Round, f.What, g, longest.Round(time.Millisecond), darkLeases)
+		}
 	}
 }
 
