@@ -43,7 +43,10 @@ idle() {
 targets=0 total=0 failed=
 for package in $(go list $packages); do
 	names=$(go test -list '^Fuzz' "$package") || { echo "$names"; failed="$failed $package"; continue; }
-	for name in $(echo "$names" | grep '^Fuzz' | grep -E "$pattern"); do
+	names=$(echo "$names" | grep '^Fuzz' | grep -E "$pattern")
+	# Built before, so that the time of a target is its own.
+	[ -z "$names" ] || go test -c -fuzz . -o /dev/null "$package" || { failed="$failed $package"; continue; }
+	for name in $names; do
 		# Making an input smaller is bounded: by default it may take a minute each, in
 		# which nothing is tried.
 		timeout -k 10 "$limit" go test "$package" -run '^$' -fuzz "^$name\$" -fuzztime "$time" \
