@@ -34,7 +34,7 @@ type fault struct {
 	// dark: groups may be without a primary for as long as it stays broken. Under any
 	// other one that is alone none may be for longer than darkLeases.
 	dark bool
-	what  string
+	what string
 	// break does it. What cannot be done now (nobody leads) is an error; the
 	// round then goes on with whatever was broken.
 	inject func(ctx context.Context, s *stage, d *draw) (broken, error)
