@@ -37,6 +37,7 @@ var reasons = map[string]*regexp.Regexp{
 	killHost: nodeLost, "kill-node": nodeLost, "power-cut-host": hostMute,
 	"pause-node": wayLost, "pause-host": hostMute, "cut-leader": wayLost, "cut-primary": wayLost, "cut-minority": wayLost,
 	"cut-uncounted": wayLost, "snapshot-install": wayLost,
+	"member-replace": nodeLost, "lost-disk": nodeLost, "flip-bits": nodeLost, "torn-log": nodeLost,
 }
 
 // orders are the kinds that break nothing: every group that moves in one is moved
