@@ -17,7 +17,7 @@ const minRate, maxRate = 0.5, 2
 type config struct {
 	node, group         string
 	grpc, http, control string
-	served              string
+	served, promotions  string
 	rate                float64
 }
 
@@ -32,13 +32,14 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.StringVar(&c.http, "http", "", "address for clients")
 	fs.StringVar(&c.control, "control", "", "unix socket that takes Faults")
 	fs.StringVar(&c.served, "served", "", "file of the requests that it served")
+	fs.StringVar(&c.promotions, "promotions", "", "file of the epochs that it was promoted under")
 	fs.Float64Var(&c.rate, "clock-rate", 1, "rate of the clock of its lease")
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
 	c.group = cmp.Or(c.group, "default")
 	var errs []error
-	for _, f := range [][2]string{{"node", c.node}, {"grpc", c.grpc}, {"http", c.http}, {"control", c.control}, {"served", c.served}} {
+	for _, f := range [][2]string{{"node", c.node}, {"grpc", c.grpc}, {"http", c.http}, {"control", c.control}, {"served", c.served}, {"promotions", c.promotions}} {
 		if f[1] == "" {
 			errs = append(errs, fmt.Errorf("--%s is missing", f[0]))
 		}

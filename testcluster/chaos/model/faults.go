@@ -15,6 +15,7 @@ const (
 	PromoteOK     = "ok"
 	PromoteRefuse = "refuse"
 	PromoteSlow   = "slow"
+	PromoteIgnore = "ignore"
 )
 
 // Faults is everything that can be wrong with the server, as its control socket
@@ -30,8 +31,9 @@ type Faults struct {
 	// ErrCrashed.
 	CrashOnPromote bool `json:"crash_on_promote,omitempty"`
 	// Promote says what becomes of Promote calls with a new epoch: ok (or empty);
-	// refuse; slow: it succeeds, and is answered, after SlowMS, whether the caller
-	// still waits or not. An epoch that runs is renewed in any case.
+	// refuse; ignore: it is answered as done, and nothing is done; slow: it succeeds,
+	// and is answered, after SlowMS, whether the caller still waits or not. An epoch
+	// that runs is renewed in any case.
 	Promote string `json:"promote,omitempty"`
 	SlowMS  int64  `json:"slow_ms,omitempty"`
 	// LieEpoch: the status says role PRIMARY and an epoch that is 1,000 too high.
@@ -54,13 +56,13 @@ func (f Faults) validate() error {
 		}
 	}
 	switch f.Promote {
-	case "", PromoteOK, PromoteRefuse:
+	case "", PromoteOK, PromoteRefuse, PromoteIgnore:
 	case PromoteSlow:
 		if f.SlowMS == 0 {
 			errs = append(errs, errors.New("promote is slow, but slow_ms is 0: say how slow"))
 		}
 	default:
-		errs = append(errs, fmt.Errorf("promote is %q: use ok, refuse or slow", f.Promote))
+		errs = append(errs, fmt.Errorf("promote is %q: use ok, refuse, ignore or slow", f.Promote))
 	}
 	return errors.Join(errs...)
 }

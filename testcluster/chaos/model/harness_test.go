@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -45,7 +46,8 @@ func start(t *testing.T, rate float64) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, clock: &clock.Fake{}, done: make(chan error, 1), cfg: config{
-		node: "n1", group: "g", grpc: "127.0.0.1:0", http: "127.0.0.1:0", control: filepath.Join(dir, "c"), served: filepath.Join(dir, "served"), rate: rate,
+		node: "n1", group: "g", grpc: "127.0.0.1:0", http: "127.0.0.1:0", control: filepath.Join(dir, "c"), served: filepath.Join(dir, "served"),
+		promotions: filepath.Join(dir, "promotions"), rate: rate,
 	}}
 	r.clock.Advance(time.Hour)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -165,6 +167,23 @@ func (r *rig) records() []record.Served {
 	all, err := record.Read[record.Served](r.cfg.served)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	return all
+}
+
+// promoted checks which epochs were written down as begun.
+func (r *rig) promoted(epochs ...uint64) []record.Promotion {
+	r.t.Helper()
+	all, err := record.Read[record.Promotion](r.cfg.promotions)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var got []uint64
+	for _, p := range all {
+		got = append(got, p.Epoch)
+	}
+	if !slices.Equal(got, epochs) {
+		r.t.Fatalf("promoted under %v, want %v", got, epochs)
 	}
 	return all
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
 const (
@@ -147,12 +148,17 @@ func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, received c
 		return err
 	}
 	if !running {
+		if f, _ := s.faults.get(); f.Promote == PromoteIgnore {
+			return nil
+		}
 		if err := s.trouble(ctx); err != nil {
 			return err
 		}
 	}
-	_, now = s.now()
-	return s.lease.promote(req.GetEpoch(), received, now, time.Duration(req.GetLeaseMs())*time.Millisecond)
+	at, now := s.now()
+	return s.lease.promote(req.GetEpoch(), received, now, time.Duration(req.GetLeaseMs())*time.Millisecond, func() error {
+		return s.promotions.Write(record.Promotion{Node: s.cfg.node, Group: s.cfg.group, Epoch: req.GetEpoch(), At: at})
+	})
 }
 
 // trouble is what befalls the promotion of a new epoch.

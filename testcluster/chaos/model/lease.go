@@ -35,8 +35,9 @@ type lease struct {
 	// until is the first instant at which the server must not act under newest; 0
 	// if it was never promoted under it.
 	until clock.Instant
-	// served is the newest epoch that it was promoted under.
-	served uint64
+	// served is the newest epoch that it was promoted under, noted the newest of
+	// which that is written down.
+	served, noted uint64
 	// draining: it takes no more requests.
 	draining bool
 	// working is the number of requests under way; stop ends those of now.
@@ -75,12 +76,19 @@ func (l *lease) admitLocked(epoch uint64, now clock.Instant) (running bool, err 
 }
 
 // promote begins or renews the lease of an epoch. It is counted from received, and
-// shorter than it is by what a clock may be wrong.
-func (l *lease) promote(epoch uint64, received, now clock.Instant, ttl time.Duration) error {
+// shorter than it is by what a clock may be wrong. note writes down that an epoch
+// begins: before anybody can be told of it, so that who is told finds it written.
+func (l *lease) promote(epoch uint64, received, now clock.Instant, ttl time.Duration, note func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, err := l.admitLocked(epoch, now); err != nil {
 		return err
+	}
+	if epoch != l.noted && now < received.Add(election.HolderTTL(ttl)) {
+		if err := note(); err != nil {
+			return err
+		}
+		l.noted = epoch
 	}
 	if epoch > l.newest {
 		l.end(epoch)

@@ -200,6 +200,40 @@ func TestRefuse(t *testing.T) {
 	want(t, "promote 6", r.promote(6, time.Minute), nil)
 }
 
+// A server that ignores Promote says that it has obeyed, and stands as before.
+func TestIgnore(t *testing.T) {
+	r := start(t, 1)
+	want(t, "promote", r.promote(5, time.Minute), nil)
+	r.set(Faults{Promote: PromoteIgnore})
+	want(t, "renew", r.promote(5, time.Minute), nil)
+	want(t, "promote 6", r.promote(6, time.Minute), nil)
+	r.stands(primary, 5)
+	r.serves(5)
+	r.promoted(5)
+}
+
+// Each epoch is written down once, when it begins, and only if it does.
+func TestPromotions(t *testing.T) {
+	r := start(t, 1)
+	began := r.clock.Now()
+	want(t, "promote", r.promote(5, time.Minute), nil)
+	r.clock.Advance(time.Second)
+	want(t, "renew", r.promote(5, time.Minute), nil)
+	r.set(Faults{Promote: PromoteRefuse})
+	if err := r.promote(6, time.Minute); err == nil {
+		t.Error("it was promoted")
+	}
+	r.set(Faults{})
+	want(t, "demote", r.demote(7), nil)
+	if err := r.promote(7, time.Minute); !errors.Is(err, hastate.ErrFenced) {
+		t.Errorf("promote 7: %v", err)
+	}
+	want(t, "promote", r.promote(8, time.Minute), nil)
+	if all := r.promoted(5, 8); all[0].At != began || all[0].Node != "n1" || all[0].Group != "g" {
+		t.Errorf("%+v, not at %v", all[0], began)
+	}
+}
+
 // A promotion whose caller has given up succeeds all the same, under a lease that
 // began when it was asked for; a Demote that came first wins.
 func TestSlowPromote(t *testing.T) {
@@ -230,6 +264,7 @@ func TestSlowPromote(t *testing.T) {
 	r.clock.Advance(10 * time.Second)
 	r.stands(standby, 8) // its lease had passed
 	r.serves(0)
+	r.promoted(5, 7)
 }
 
 func TestLieEpoch(t *testing.T) {
@@ -336,8 +371,8 @@ func TestBadInput(t *testing.T) {
 		{},
 		{"--node", "n1"},
 		{"--nosuch"},
-		{"--node", "n1", "--grpc", "x", "--http", "x", "--control", "x", "--served", "x", "extra"},
-		{"--node", "n1", "--grpc", "x", "--http", "x", "--control", "x", "--served", "x", "--clock-rate", "0"},
+		{"--node", "n1", "--grpc", "x", "--http", "x", "--control", "x", "--served", "x", "--promotions", "x", "extra"},
+		{"--node", "n1", "--grpc", "x", "--http", "x", "--control", "x", "--served", "x", "--promotions", "x", "--clock-rate", "0"},
 	} {
 		if err := Run(t.Context(), args, io.Discard); err == nil {
 			t.Errorf("%v: no error", args)

@@ -37,6 +37,8 @@ type server struct {
 	faults *faultState
 	lease  *lease
 	served *record.File[record.Served]
+	// promotions has each epoch once for each process that obeyed a Promote of it.
+	promotions *record.File[record.Promotion]
 	// machine is the machine's clock, shown the one that the lease is counted on.
 	machine clock.Clock
 	shown   clock.Scaled
@@ -68,13 +70,14 @@ func run(ctx context.Context, cfg config, machine clock.Clock, ready func(grpcAd
 		cfg: cfg, faults: newFaultState(), lease: newLease(cfg.group), machine: machine,
 		shown: clock.Scaled{Rate: cfg.rate, From: machine.Now()}, life: life, crash: make(chan struct{}, 1),
 	}
-	if err := record.Mend(cfg.served); err != nil {
-		return err
-	}
-	if s.served, err = record.NewFile[record.Served](cfg.served); err != nil {
+	if s.served, err = reopen[record.Served](cfg.served); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.served.Close()) }()
+	if s.promotions, err = reopen[record.Promotion](cfg.promotions); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.promotions.Close()) }()
 	orders, err := control.Listen(cfg.control, s.faults.set)
 	if err != nil {
 		return err
@@ -92,6 +95,14 @@ func run(ctx context.Context, cfg config, machine clock.Clock, ready func(grpcAd
 		ready(grpcListener.Addr().String(), httpListener.Addr().String())
 	}
 	return s.serve(cancel, grpcListener, httpListener)
+}
+
+// reopen makes a file of records, or goes on with that of a process before.
+func reopen[T any](path string) (*record.File[T], error) {
+	if err := record.Mend(path); err != nil {
+		return nil, err
+	}
+	return record.NewFile[T](path)
 }
 
 // serve owns both servers and waits for their calls.

@@ -80,6 +80,15 @@ type Served struct {
 	At    clock.Instant `json:"at"`
 }
 
+// Promotion is the first Promote of an epoch that a model server has obeyed, as
+// the server itself knows it: nobody was told of it before At.
+type Promotion struct {
+	Node  string        `json:"node"`
+	Group string        `json:"group"`
+	Epoch uint64        `json:"epoch"`
+	At    clock.Instant `json:"at"`
+}
+
 // Request is one request of a client to the primary of a group.
 type Request struct {
 	Group  string        `json:"group"`
@@ -94,9 +103,13 @@ type Request struct {
 // SessionEvent is one message of a session watch.
 type SessionEvent struct {
 	// Watcher tells one watch from another, resumed or not.
-	Watcher int           `json:"watcher"`
-	At      clock.Instant `json:"at"`
-	Resync  bool          `json:"resync,omitempty"`
+	Watcher int `json:"watcher"`
+	// Prefix of the sessions that it watches.
+	Prefix string `json:"prefix,omitempty"`
+	// Tied: it keeps to one node, and need not get to the end of what was written.
+	Tied   bool          `json:"tied,omitempty"`
+	At     clock.Instant `json:"at"`
+	Resync bool          `json:"resync,omitempty"`
 	// Resumed: nothing was told yet, the watcher asks to go on after Revision.
 	Resumed  bool   `json:"resumed,omitempty"`
 	Group    string `json:"group,omitempty"`
@@ -143,7 +156,7 @@ type Fault struct {
 // Violation is something that must never be seen.
 type Violation struct {
 	// Check that found it: linearizability, one-primary, exactly-once, watch,
-	// convergence, history, false-failover, leak, durability, proof.
+	// promotion, convergence, history, false-failover, leak, durability, proof.
 	Check string `json:"check"`
 	Text  string `json:"text"`
 	// Key is set if it is about one session.

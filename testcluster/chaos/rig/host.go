@@ -242,7 +242,8 @@ func (h *Host) StartModel(group string) error {
 		Name: "model server " + name, Path: h.rig.options.Model[0], Env: h.rig.options.Env,
 		Args: append(slices.Clone(h.rig.options.Model[1:]),
 			"--node", id, "--group", group, "--grpc", h.modelTarget(k), "--http", net.JoinHostPort(h.any, strconv.Itoa(modelHTTP+k)),
-			"--control", socket, "--served", h.record(fmt.Sprintf("served-%s-%d", name, n)), "--clock-rate", rate),
+			"--control", socket, "--served", h.record(fmt.Sprintf("served-%s-%d", name, n)),
+			"--promotions", h.record(fmt.Sprintf("promotions-%s-%d", name, n)), "--clock-rate", rate),
 	}, fmt.Sprintf("%s.%d.log", name, n))
 	if err != nil {
 		return err
