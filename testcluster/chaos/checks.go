@@ -145,8 +145,12 @@ func (r *run) checkLeases(ops []record.Op, proof check.ProofInput) error {
 	if err != nil {
 		return err
 	}
+	promotions, err := readAll[record.Promotion](r.dir, "promotions-*.jsonl")
+	if err != nil {
+		return err
+	}
 	r.report.Served = len(served)
-	if proof.Leases, proof.Served = leases, served; !r.broken() {
+	if proof.Leases, proof.Served, proof.Promotions = leases, served, promotions; !r.broken() {
 		r.add(check.Proof(proof))
 	}
 	led, err := leaders(filepath.Join(r.dir, "logs"))
@@ -154,6 +158,7 @@ func (r *run) checkLeases(ops []record.Op, proof check.ProofInput) error {
 		return err
 	}
 	r.add(led)
+	r.add(check.Promotions(r.allTransitions(), r.history.events, promotions))
 	r.add(check.OnePrimary(leases, served, r.history.events, ops, r.history.requests))
 	return nil
 }

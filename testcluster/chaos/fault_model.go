@@ -23,6 +23,7 @@ func modelFaults() []fault {
 		{kind: "model-crash-on-promote", family: family, aimed: true, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
 		{kind: "model-slow-promote", family: family, aimed: true, weight: 2, what: "a Promote times out and succeeds later", inject: badStandby(`{"promote":"slow","slow_ms":4000}`, "take 4 s for Promote", 1)},
 		{kind: "model-refuse", family: family, aimed: true, weight: 2, what: "the standbys refuse to be promoted", inject: badStandby(`{"promote":"refuse"}`, "refuse Promote", 2)},
+		{kind: "model-ignore-promote", family: family, aimed: true, weight: 2, what: "the standbys answer Promote as done and do nothing", inject: badStandby(`{"promote":"ignore"}`, "answer Promote and do nothing", 2)},
 	}
 }
 

@@ -144,7 +144,7 @@ var noisy = []string{mutant.Convergence, mutant.Availability, mutant.FalseFailov
 // counts are the checks that count as a catch of a mutant: those that nothing but a
 // bug trips, and the one that is expected.
 func counts(m mutant.Mutant) []string {
-	all := []string{mutant.Linearizability, mutant.OnePrimary, mutant.ExactlyOnce, mutant.Watch, mutant.History, "one-leader"}
+	all := []string{mutant.Linearizability, mutant.OnePrimary, mutant.ExactlyOnce, mutant.Watch, mutant.Promotion, mutant.History, "one-leader"}
 	switch m.Check {
 	case mutant.Durability: // it shows as a write that is gone, or as states that differ
 		all = append(all, mutant.Convergence)

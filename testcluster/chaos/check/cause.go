@@ -32,7 +32,7 @@ var (
 // reasons are what the first transition of a group may say that a fault of one
 // kind took from its primary. Other kinds may have any reason.
 var reasons = map[string]*regexp.Regexp{
-	killModel: modelLost, "model-crash-on-promote": modelLost, "model-slow-promote": modelLost, "model-refuse": modelLost,
+	killModel: modelLost, "model-crash-on-promote": modelLost, "model-slow-promote": modelLost, "model-refuse": modelLost, "model-ignore-promote": modelLost,
 	"model-hang": modelMute, "pause-model": modelMute,
 	killHost: nodeLost, "kill-node": nodeLost, "power-cut-host": hostMute,
 	"pause-node": wayLost, "pause-host": hostMute, "cut-leader": wayLost, "cut-primary": wayLost, "cut-minority": wayLost,

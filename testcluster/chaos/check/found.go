@@ -18,6 +18,7 @@ const (
 	checkWatch           = "watch"
 	checkHistory         = "history"
 	checkFalseFailover   = "false-failover"
+	checkPromotion       = "promotion"
 	checkProof           = "proof"
 )
 

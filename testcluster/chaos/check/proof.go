@@ -16,9 +16,10 @@ type ProofInput struct {
 	// Callers ran: there are model servers, and the primaries were asked.
 	Callers bool
 
-	// Leases and Served may be those of more than the stretch.
+	// Leases, Served and Promotions may be those of more than the stretch.
 	Leases        []record.Lease
 	Served        []record.Served
+	Promotions    []record.Promotion
 	Requests      []record.Request
 	GroupEvents   []record.GroupEvent
 	SessionEvents []record.SessionEvent
@@ -75,6 +76,9 @@ func (p ProofInput) leases(f *found) {
 		if !held[t] {
 			f.add("", "group %s: %s served %d requests under epoch %d, and its node recorded no lease of it", t.group, t.node, served[t], t.epoch)
 		}
+	}
+	if len(p.Promotions) == 0 && len(served) > 0 {
+		f.add("", "no promotion was recorded")
 	}
 	if !p.Callers {
 		return

@@ -22,6 +22,7 @@ const (
 	ExactlyOnce     = "exactly-once"
 	Watch           = "watch"
 	Convergence     = "convergence"
+	Promotion       = "promotion"
 	History         = "history"
 	FalseFailover   = "false-failover"
 	Durability      = "durability"

@@ -143,9 +143,8 @@ var modelMutants = []Mutant{
 	err := error(nil)
 	if errors.Is(e.err, errLapsed) {`,
 		}},
-		Guarantee: "G7", Check: Availability, Faults: "model-refuse,model-crash-on-promote,model-slow-promote", Limit: 3 * time.Minute,
-		How:      "model-refuse: the group is SERVING under the new epoch, and its model server serves nothing; no other candidate is tried, so the group does not serve within the bound.",
-		Hard:     "The announced primary answers 503 only while the fault holds, and is promoted by the next repeated Promote; no check yet asks each announced epoch for a request that was done.",
+		Guarantee: "G7", Check: Promotion, Faults: "model-refuse,model-crash-on-promote,model-slow-promote", Limit: 2 * time.Minute,
+		How:      "model-refuse: the group is SERVING under the new epoch, and the model server's own record has no Promote of it.",
 		UnitTest: "./internal/holder TestHolderFailedPromotion",
 	},
 	{
@@ -156,9 +155,8 @@ var modelMutants = []Mutant{
 			Old:  `	if full && (st.Epoch != p.Epoch || st.Role != pb.Role_ROLE_PRIMARY) {`,
 			New:  `	if full && st.Epoch == 0 && p.Epoch == 0 {`,
 		}},
-		Guarantee: "G7", Check: History, Faults: "model-lie,kill-model", Limit: 10 * time.Minute,
-		How:      "A standby that lies about its epoch is promoted: a transition ends as served whose model server never said that it serves under the epoch.",
-		Hard:     "The liar must be the one that is promoted, and what it says must be an epoch below the new one.",
+		Guarantee: "G7", Check: Promotion, Faults: "model-ignore-promote", Limit: 2 * time.Minute,
+		How:      "A standby answers Promote as done and does nothing: it is announced, and its own record has no Promote of the epoch.",
 		UnitTest: "./instance TestGRPC_Promote",
 	},
 	{
