@@ -130,7 +130,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.dir, "dir", "", "where to make the folder of the run (default: the system's)")
 	fs.StringVar(&o.images, "images", defaultImages(), "where to make the images of the hosts' disks, and the files of -burn-disk; in memory the machine's own disk is not in the way")
 	fs.BoolVar(&o.keep, "keep", false, "leave the folder of the run also when all is well")
-	fs.DurationVar(&o.think, "think", 15*time.Millisecond, "pause of each of six workers between two session operations")
+	fs.DurationVar(&o.think, "think", 15*time.Millisecond, "pause of each of the workers between two session operations")
 	root := fs.Bool("root", os.Geteuid() == 0, "network namespaces and disks for every host; needs root")
 	verbose := fs.Bool("v", false, "tell what is done, on standard error")
 	if err := fs.Parse(args); err != nil {

@@ -4,13 +4,14 @@ package check
 
 import (
 	"cmp"
+	"strings"
 
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
-// Watches checks what session watches told. Each watches all sessions of one
-// group. A watch that begins with the current sessions, or begins anew with them,
+// Watches checks what session watches told. Each watches the sessions of one
+// group, or those whose ids have a prefix. A watch that begins with the current sessions, or begins anew with them,
 // has a Resync before them.
 //
 // Between two of these the revisions grow and nothing comes twice; each
@@ -19,8 +20,9 @@ import (
 // another revision.
 //
 // final are the sessions after the end, by group and id. If it is not nil every
-// watch must have got as far as the last acknowledged write of its group, and
-// what it told must add up to the final sessions.
+// watch must have got as far as the last acknowledged write of what it watches, and
+// what it told must add up to the final sessions. One that is tied to a node need
+// not get there.
 func Watches(events []record.SessionEvent, ops []record.Op, final map[string]map[string]*pb.Session) []record.Violation {
 	f := &found{check: checkWatch}
 	written := writesOf(ops)
@@ -46,7 +48,7 @@ func Watches(events []record.SessionEvent, ops []record.Op, final map[string]map
 func Resyncs(events []record.SessionEvent) int {
 	n, begun := 0, map[int]bool{}
 	for _, e := range events {
-		if e.Resync && begun[e.Watcher] {
+		if e.Resync && begun[e.Watcher] && !e.Tied {
 			n++
 		}
 		begun[e.Watcher] = true
@@ -54,11 +56,12 @@ func Resyncs(events []record.SessionEvent) int {
 	return n
 }
 
-// Resumes is how often session watches were resumed at a revision.
+// Resumes is how often session watches were resumed at a revision, but for tied
+// ones.
 func Resumes(events []record.SessionEvent) int {
 	n := 0
 	for _, e := range events {
-		if e.Resumed {
+		if e.Resumed && !e.Tied {
 			n++
 		}
 	}
@@ -67,10 +70,11 @@ func Resumes(events []record.SessionEvent) int {
 
 // watcher replays one watch.
 type watcher struct {
-	f       *found
-	id      int
-	group   string
-	written map[place]*writes
+	f             *found
+	id            int
+	group, prefix string
+	tied          bool
+	written       map[place]*writes
 
 	stretches []*stretch
 	// known is the newest event of each session since the last Resync.
@@ -95,7 +99,7 @@ func (w *watcher) replay(events []record.SessionEvent) {
 	var s *stretch
 	listing, lastKey := false, ""
 	for _, e := range events {
-		w.group = cmp.Or(w.group, e.Group)
+		w.group, w.prefix, w.tied = cmp.Or(w.group, e.Group), e.Prefix, e.Tied
 		if e.Resumed {
 			w.resumed(s, e)
 			continue
@@ -165,7 +169,7 @@ func (w *watcher) value(e record.SessionEvent) {
 // judge looks for acknowledged writes that a watch passed over.
 func (w *watcher) judge(ops []record.Op) {
 	for _, op := range ops {
-		if op.Group != w.group || !ackedWrite(op) || w.top[op.Key] >= op.Revision {
+		if !w.watches(op) || !ackedWrite(op) || w.top[op.Key] >= op.Revision {
 			continue
 		}
 		for _, s := range w.stretches {
@@ -175,6 +179,11 @@ func (w *watcher) judge(ops []record.Op) {
 			}
 		}
 	}
+}
+
+// watches reports whether an operation is on a session that it watches.
+func (w *watcher) watches(op record.Op) bool {
+	return op.Group == w.group && strings.HasPrefix(op.Key, w.prefix)
 }
 
 func ackedWrite(op record.Op) bool {
@@ -193,11 +202,12 @@ func (w *watcher) reached() uint64 {
 	return reached
 }
 
-// lastAcked is the acknowledged write of the group with the highest revision.
+// lastAcked is the acknowledged write, of what it watches, with the highest
+// revision.
 func (w *watcher) lastAcked(ops []record.Op) record.Op {
 	var last record.Op
 	for _, op := range ops {
-		if op.Group == w.group && ackedWrite(op) && op.Revision > last.Revision {
+		if w.watches(op) && ackedWrite(op) && op.Revision > last.Revision {
 			last = op
 		}
 	}
@@ -213,6 +223,9 @@ func (w *watcher) addsUp(last record.Op, final map[string]*pb.Session) {
 		newest = max(newest, s.GetRevision())
 	}
 	reached := w.reached()
+	if w.tied && reached < last.Revision {
+		return
+	}
 	if reached < last.Revision {
 		w.bad(last.Key, "it ended at revision %d, but %s", reached, describe(last))
 	}
@@ -232,15 +245,15 @@ func (w *watcher) addsUp(last record.Op, final map[string]*pb.Session) {
 		}
 	}
 	for _, key := range sorted(final, cmp.Compare[string]) {
-		if _, ok := w.known[key]; !ok && final[key].GetRevision() <= reached {
+		if _, ok := w.known[key]; !ok && strings.HasPrefix(key, w.prefix) && final[key].GetRevision() <= reached {
 			w.bad(key, "it is there with revision %d and never showed", final[key].GetRevision())
 		}
 	}
 }
 
-// deletable reports whether a deletion of unknown outcome may have come after the
-// end of the watch.
+// deletable reports whether a deletion may have come after the end of the watch: one
+// of unknown outcome, or for a tied watch any.
 func (w *watcher) deletable(key string) bool {
 	x := w.written[place{w.group, key}]
-	return x != nil && x.doubtfulDeletes
+	return x != nil && (x.doubtfulDeletes || w.tied && x.deletes > 0)
 }

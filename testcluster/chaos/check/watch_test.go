@@ -37,6 +37,21 @@ func sessions(all ...record.SessionEvent) map[string]*pb.Session {
 	return out
 }
 
+// tied are events of a watch that is tied to a node, of those of one with a prefix.
+func tied(all ...record.SessionEvent) []record.SessionEvent {
+	for i := range all {
+		all[i].Tied = true
+	}
+	return all
+}
+
+func of(prefix string, all ...record.SessionEvent) []record.SessionEvent {
+	for i := range all {
+		all[i].Prefix = prefix
+	}
+	return all
+}
+
 type watched struct {
 	events []record.SessionEvent
 	ops    []record.Op
@@ -75,6 +90,9 @@ func TestWatches_Honest(t *testing.T) {
 		},
 		"a stream":           {events: []record.SessionEvent{resync(), told("a", "x;y;", 4)}, ops: []record.Op{on("a", app("x;", 0, 2, 3)), on("a", app("y;", 2, 4, 4)), on("a", app("x;", 0, 4, 4))}},
 		"somebody else's":    {events: []record.SessionEvent{told("z", "z", 7), gone("z", 8)}, ops: writes},
+		"tied, and behind":   {events: tied(resync(), told("a", "a1", 3)), ops: []record.Op{on("a", put("a1", 3)), on("b", put("b1", 4))}, final: sessions(told("a", "a1", 3), told("b", "b1", 4))},
+		"tied, and deleted":  {events: tied(resync(), told("a", "a1", 3)), ops: []record.Op{on("a", put("a1", 3)), on("a", del(true))}, final: sessions()},
+		"of another prefix":  {events: of("x", resync(), told("xa", "x1", 3), told("xa", "x2", 5)), ops: []record.Op{on("xa", put("x1", 3)), on("a", put("a1", 4)), on("xa", put("x2", 5))}, final: sessions(told("xa", "x2", 5), told("a", "a1", 4))},
 		"nothing of a group": {events: []record.SessionEvent{resync()}, final: sessions()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,6 +125,9 @@ func TestWatches_Detects(t *testing.T) {
 		"gone at the end":      {events: []record.SessionEvent{resync(), told("a", "a2", 5), told("b", "b1", 4)}, ops: writes, final: sessions(told("a", "a2", 5)), want: "not there any more"},
 		"back at the end":      {events: []record.SessionEvent{resync(), told("a", "a2", 5), told("b", "b1", 4), gone("b", 6), told("a", "a3", 7)}, ops: append(writes, on("b", del(true)), on("a", put("a3", 7))), final: sessions(told("a", "a3", 7), told("b", "b1", 4)), want: "it was deleted at revision 6"},
 		"a piece twice":        {events: []record.SessionEvent{told("a", "x;x;", 4)}, ops: []record.Op{on("a", app("x;", 0, 2, 3))}, want: "is there 2 times"},
+		"missed, tied":         {events: tied(told("a", "a1", 3), told("a", "a2", 5)), ops: writes, want: "did not show"},
+		"never told, tied":     {events: tied(resync(), told("a", "a2", 5)), ops: writes, final: end, want: "never showed"},
+		"missed of a prefix":   {events: of("b", told("b1", "b1", 3), told("b1", "b2", 5)), ops: []record.Op{on("b1", put("b1", 3)), on("b2", put("b2", 4)), on("b1", put("b2", 5))}, want: "did not show"},
 		"a piece lost":         {events: []record.SessionEvent{told("a", "y;", 4)}, ops: []record.Op{on("a", app("x;", 0, 2, 3)), on("a", app("y;", 2, 4, 4))}, want: "append"},
 		"a foreign piece":      {events: []record.SessionEvent{told("a", "x;z;", 4)}, ops: []record.Op{on("a", app("x;", 0, 2, 3))}, want: "nobody appended"},
 	} {

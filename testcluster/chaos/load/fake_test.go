@@ -248,8 +248,8 @@ func (f fakeSessions) List(context.Context) ([]*pb.Session, error) {
 }
 
 // Watch begins with the current sessions if after is 0, and anew now and then.
-func (f fakeSessions) Watch(ctx context.Context, _ string, after uint64, on func(client.SessionChange) error) error {
-	if after != 0 {
+func (f fakeSessions) Watch(ctx context.Context, prefix string, after uint64, on func(client.SessionChange) error) error {
+	if after != 0 && prefix == "" {
 		f.mu.Lock()
 		f.resumed++
 		f.mu.Unlock()
@@ -267,6 +267,9 @@ func (f fakeSessions) Watch(ctx context.Context, _ string, after uint64, on func
 			f.mu.Lock()
 			for _, id := range slices.Sorted(maps.Keys(f.sessions[f.group])) {
 				s := f.sessions[f.group][id]
+				if !strings.HasPrefix(id, prefix) {
+					continue
+				}
 				current = append(current, &pb.SessionEvent{Revision: s.GetRevision(), Session: s})
 			}
 			after, next = f.revision, len(f.events)
@@ -284,7 +287,7 @@ func (f fakeSessions) Watch(ctx context.Context, _ string, after uint64, on func
 			f.mu.Lock()
 			e := f.events[next]
 			f.mu.Unlock()
-			if e.GetRevision() <= after || e.GetSession().GetGroup() != f.group {
+			if e.GetRevision() <= after || e.GetSession().GetGroup() != f.group || !strings.HasPrefix(e.GetSession().GetId(), prefix) {
 				continue
 			}
 			left--

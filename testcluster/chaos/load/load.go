@@ -39,7 +39,10 @@ type Load struct {
 	requests *log[record.Request]
 	sessions *log[record.SessionEvent]
 	groups   *log[record.GroupEvent]
+	// watchers are those that have to get to the end, tied the clients that are tied
+	// to one node.
 	watchers []*watcher
+	tied     []*tied
 
 	acked, strange atomic.Int64
 	mu             sync.Mutex // guards all below
@@ -105,12 +108,19 @@ func (l *Load) spawn() error {
 		a := l.newAppender(c, l.o.Groups[i%len(l.o.Groups)])
 		l.writing.Go(a.run)
 	}
+	for _, endpoint := range l.o.Endpoints {
+		if err := l.tie(endpoint); err != nil {
+			return err
+		}
+	}
 	for _, group := range l.o.Groups {
 		if c, err = l.dial(); err != nil {
 			return err
 		}
 		for _, resumes := range []bool{false, true} {
-			w := l.newWatcher(c, group, resumes)
+			w := l.newWatcher(c, group)
+			w.resumes = resumes
+			l.watchers = append(l.watchers, w)
 			l.watching.Go(w.run)
 		}
 		if !l.o.NoCallers {

@@ -33,6 +33,7 @@ func run(t *testing.T, f *fake, acks int) (*Load, error) {
 	l, err := Start(ctx, Options{
 		Groups: []string{"g", "h"}, Dir: t.TempDir(), Seed: 3, Think: time.Millisecond, AppendEvery: time.Millisecond, CallEvery: 2 * time.Millisecond,
 		NoCallers: f.address == "", dial: func() (cluster, error) { return f, nil },
+		Endpoints: []string{"a", "b"}, dialNode: func(string) (cluster, error) { return f, nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +98,15 @@ func TestLoad_Honest(t *testing.T) {
 		if kinds[kind] == 0 {
 			t.Errorf("nothing was %s: %v", kind, kinds)
 		}
+	}
+	tied := 0
+	for _, e := range l.SessionEvents(0) {
+		if e.Tied && e.Key != "" {
+			tied++
+		}
+	}
+	if tied == 0 {
+		t.Error("tied watches told of nothing")
 	}
 	if len(l.GroupEvents(0)) < 5 || l.Epochs()["g"] == 0 {
 		t.Errorf("%d group events, %v", len(l.GroupEvents(0)), l.Epochs())

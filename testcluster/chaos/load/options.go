@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,8 +31,9 @@ type Options struct {
 	// Seed of what is drawn. What clients do also depends on what they are told.
 	Seed uint64
 
-	// Workers share the sessions; 0: 6. Each has a connection of its own to every
-	// node, as has everybody else here.
+	// Workers share the sessions; 0: 3, besides one for each node that is tied to it.
+	// Each has a connection of its own to every node, as has everybody else here but
+	// for those that are tied.
 	Workers int
 	// Think is the pause of a worker between two operations, 0: 15 ms, which makes
 	// 200 to 400 operations a second on a small machine.
@@ -53,7 +55,8 @@ type Options struct {
 	// CallTimeout is for one such request; 0: 500 ms.
 	CallTimeout time.Duration
 	// OpTimeout is for one operation; 0: 3 s. One write of a worker in 20 has only a
-	// twentieth of it: clients that give up are how outcomes become unknown.
+	// twentieth of it, and tied clients have 100 to 600 ms: clients that give up are
+	// how outcomes become unknown.
 	OpTimeout time.Duration
 	// NoCallers leaves out the callers: there are no model servers.
 	NoCallers bool
@@ -65,8 +68,9 @@ type Options struct {
 	// Clock is what everything is timed by; nil: clock.Boot.
 	Clock clock.Clock
 
-	// dial is another cluster, for tests.
-	dial func() (cluster, error)
+	// dial is another cluster, for tests, and dialNode one of its nodes.
+	dial     func() (cluster, error)
+	dialNode func(endpoint string) (cluster, error)
 }
 
 // attemptTimeout is how long a client waits for one node.
@@ -79,7 +83,7 @@ func (o *Options) complete() error {
 	if o.Dir == "" {
 		return errors.New("load: name the folder of the run")
 	}
-	o.Workers, o.Think = cmp.Or(o.Workers, 6), cmp.Or(o.Think, 15*time.Millisecond)
+	o.Workers, o.Think = cmp.Or(o.Workers, 3), cmp.Or(o.Think, 15*time.Millisecond)
 	o.KVKeys, o.StreamKeys = cmp.Or(o.KVKeys, 6), cmp.Or(o.StreamKeys, 3)
 	o.Appenders, o.AppendEvery = cmp.Or(o.Appenders, len(o.Groups)), cmp.Or(o.AppendEvery, 100*time.Millisecond)
 	o.CallEvery, o.CallTimeout = cmp.Or(o.CallEvery, 20*time.Millisecond), cmp.Or(o.CallTimeout, 500*time.Millisecond)
@@ -91,7 +95,16 @@ func (o *Options) complete() error {
 		o.DialContext = (&net.Dialer{}).DialContext
 	}
 	if o.dial == nil {
-		o.dial = o.dialCluster
+		o.dial = func() (cluster, error) { return o.connect(o.Endpoints, o.DialOptions) }
+	}
+	if o.dialNode == nil {
+		o.dialNode = func(endpoint string) (cluster, error) {
+			// Whatever address it is told, of the leader say, it gets to that node.
+			always := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "tcp", endpoint)
+			})
+			return o.connect([]string{endpoint}, append(slices.Clone(o.DialOptions), always))
+		}
 	}
 	return nil
 }
@@ -115,9 +128,9 @@ type cluster interface {
 	Close() error
 }
 
-func (o *Options) dialCluster() (cluster, error) {
+func (o *Options) connect(endpoints []string, options []grpc.DialOption) (cluster, error) {
 	c, err := client.Dial(client.Options{
-		Endpoints: o.Endpoints, DialOptions: o.DialOptions, AllowPlaintext: true, AttemptTimeout: attemptTimeout, Name: "chaos",
+		Endpoints: endpoints, DialOptions: options, AllowPlaintext: true, AttemptTimeout: attemptTimeout, Name: "chaos",
 	})
 	if err != nil {
 		return nil, err

@@ -42,6 +42,8 @@ func (l *Load) finish(ctx context.Context) error {
 	l.final = final
 	l.mu.Unlock()
 	l.cancel()
+	l.watching.Wait()
+	l.sweep(ctx)
 	return errors.Join(append(errs, err, l.close())...)
 }
 

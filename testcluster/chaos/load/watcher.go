@@ -3,10 +3,12 @@
 package load
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/testcluster/chaos/record"
@@ -26,8 +28,13 @@ type watcher struct {
 	group    string
 	sessions sessions
 	rng      *rand.Rand
+	// prefix of the sessions that it watches.
+	prefix string
 	// resumes: it is ended over and over and goes on where it was.
 	resumes bool
+	// idle, if not 0, is how long it waits for a change before it asks again where
+	// it was: its client keeps to one node.
+	idle time.Duration
 	// reached is the revision up to which it is complete, 0 if it is not known.
 	reached atomic.Uint64
 
@@ -37,13 +44,13 @@ type watcher struct {
 	lastKey string
 	// left is how many changes it takes before it is resumed.
 	left int
+	// waiting ends the watch that runs when idle has passed; nil without idle.
+	waiting *time.Timer
 }
 
-func (l *Load) newWatcher(c cluster, group string, resumes bool) *watcher {
+func (l *Load) newWatcher(c cluster, group string) *watcher {
 	id := l.id()
-	w := &watcher{l: l, id: id, group: group, sessions: c.Sessions(group), rng: l.rng(id), resumes: resumes}
-	l.watchers = append(l.watchers, w)
-	return w
+	return &watcher{l: l, id: id, group: group, sessions: c.Sessions(group), rng: l.rng(id)}
 }
 
 // run watches until the load's context ends.
@@ -53,10 +60,10 @@ func (w *watcher) run() {
 		if from == 0 {
 			w.anew()
 		} else {
-			w.l.sessions.add(record.SessionEvent{Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Resumed: true, Revision: from})
+			w.tell(record.SessionEvent{Resumed: true, Revision: from})
 		}
 		w.left = 1 + w.rng.IntN(2*stretch)
-		err := w.sessions.Watch(w.l.ctx, "", from, w.on)
+		err := w.watch(from)
 		if errors.Is(err, errResume) {
 			continue
 		}
@@ -67,14 +74,38 @@ func (w *watcher) run() {
 	}
 }
 
+// watch watches once, until it is to be resumed or has been idle.
+func (w *watcher) watch(from uint64) error {
+	ctx, cancel := context.WithCancel(w.l.ctx)
+	defer cancel()
+	if w.idle > 0 {
+		idle := w.idle
+		if from == 0 { // perhaps there is no such node
+			idle = w.l.o.OpTimeout
+		}
+		w.waiting = time.AfterFunc(idle, cancel)
+		defer w.waiting.Stop()
+	}
+	return w.sessions.Watch(ctx, w.prefix, from, w.on)
+}
+
+// tell records an event.
+func (w *watcher) tell(e record.SessionEvent) {
+	e.Watcher, e.At, e.Group, e.Prefix, e.Tied = w.id, w.l.o.Clock.Now(), w.group, w.prefix, w.idle > 0
+	w.l.sessions.add(e)
+}
+
 // anew: the current sessions come first.
 func (w *watcher) anew() {
 	w.reached.Store(0)
 	w.listing, w.lastKey = true, ""
-	w.l.sessions.add(record.SessionEvent{Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Resync: true})
+	w.tell(record.SessionEvent{Resync: true})
 }
 
 func (w *watcher) on(c client.SessionChange) error {
+	if w.waiting != nil {
+		w.waiting.Reset(w.idle)
+	}
 	if c.Resync {
 		w.anew()
 		return nil
@@ -84,10 +115,7 @@ func (w *watcher) on(c client.SessionChange) error {
 		return nil
 	}
 	id := e.GetSession().GetId()
-	w.l.sessions.add(record.SessionEvent{
-		Watcher: w.id, At: w.l.o.Clock.Now(), Group: w.group, Key: id, Value: string(e.GetSession().GetValue()),
-		Revision: e.GetRevision(), Deleted: e.GetDeleted(),
-	})
+	w.tell(record.SessionEvent{Key: id, Value: string(e.GetSession().GetValue()), Revision: e.GetRevision(), Deleted: e.GetDeleted()})
 	if w.listing = w.listing && !e.GetDeleted() && id > w.lastKey; w.listing {
 		w.lastKey = id
 		return nil

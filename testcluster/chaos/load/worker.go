@@ -22,6 +22,8 @@ type worker struct {
 	cluster cluster
 	rng     *rand.Rand
 	values  int // how many it has written
+	// hurried: each of its operations gets little time.
+	hurried bool
 
 	chapter int
 	// seen is what it knows of each session of the chapter.
@@ -103,12 +105,20 @@ func (w *worker) write(ctx context.Context, k *key, op record.Op) record.Op {
 	if w != w.l.finisher {
 		op.Epoch = w.epoch(k.group)
 	}
-	if w != w.l.finisher && w.rng.IntN(hasty) == 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, w.l.o.OpTimeout/hasty)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, w.limit(true))
+	defer cancel()
 	return w.l.write(ctx, w.cluster.Sessions(k.group), op)
+}
+
+// limit draws how long an operation may take.
+func (w *worker) limit(write bool) time.Duration {
+	switch {
+	case w.hurried:
+		return hurry(w.rng)
+	case write && w != w.l.finisher && w.rng.IntN(hasty) == 0:
+		return w.l.o.OpTimeout / hasty
+	}
+	return w.l.o.OpTimeout
 }
 
 // write sends a write, and records how it ended.
@@ -142,6 +152,8 @@ func send(ctx context.Context, s sessions, op record.Op) (*pb.SessionOpResult, e
 }
 
 func (w *worker) read(ctx context.Context, k *key) record.Op {
+	ctx, cancel := context.WithTimeout(ctx, w.limit(false))
+	defer cancel()
 	return w.l.read(ctx, w.cluster.Sessions(k.group), record.Op{Client: w.id, Group: k.group, Key: k.id})
 }
 
