@@ -119,7 +119,7 @@ func (l *Load) sweep(ctx context.Context) {
 		s := l.finisher.cluster.Sessions(t.group)
 		all.Go(func() {
 			for _, id := range t.kept {
-				if _, err := send(ctx, s, record.Op{Kind: record.Delete, Key: id}); ctx.Err() != nil || err != nil {
+				if _, err := send(ctx, s, record.Op{Kind: record.Delete, Key: id}); err != nil {
 					return
 				}
 			}

@@ -124,7 +124,7 @@ var durabilityMutants = []Mutant{
 			Old:  `	return errors.Is(err, raft.ErrNotLeader) ||`,
 			New:  `	return errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) ||`,
 		}},
-		Guarantee: "G5", Check: Linearizability, Faults: "deaf-leader,cut-oneway", Limit: 3 * time.Minute,
+		Guarantee: "G5", Check: Linearizability, Faults: "deaf-leader", Limit: 2 * time.Minute,
 		How:      "The leader is heard and hears nothing: what is in flight when it steps down is committed by the next one. A write of a client that is tied to it, or whose deadline ends meanwhile, is told as certainly not done, and then shows in watches and reads.",
 		UnitTest: "./internal/propose TestBatcher_ErroredFutureIsRefused",
 	},
