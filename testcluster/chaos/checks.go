@@ -45,6 +45,7 @@ func (r *run) check(ctx context.Context, l *load.Load) error {
 	events := l.SessionEvents(0)
 	r.add(check.Watches(events, ops, l.Final()))
 	r.add(check.GroupWatch(l.GroupEvents(0)))
+	r.judgeCauses()
 	r.count(ops, counts, linear, events)
 	proof := check.ProofInput{
 		Groups: r.stage.groups, Callers: true, Requests: l.Requests(0), GroupEvents: l.GroupEvents(0), SessionEvents: events,
@@ -185,8 +186,7 @@ func (r *run) finish(ctx context.Context) {
 	if !r.broken() && ctx.Err() == nil {
 		r.add(check.History(all, r.history.faults, check.HistoryOptions{Events: r.history.events, Lease: r.draw.lease}))
 	}
-	causeless := check.FalseFailovers(all, r.history.faults, r.history.events)
-	r.add(causeless)
+	causeless := r.judgeCauses()
 	r.report.False = len(causeless)
 	r.report.FalsePerHour = float64(len(causeless)) / max(time.Since(r.began).Hours(), 1e-9)
 	r.add(r.leaks.grown())
@@ -214,6 +214,13 @@ func (r *run) finish(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// judgeCauses finds the transitions so far that had no cause.
+func (r *run) judgeCauses() []record.Violation {
+	causeless := check.FalseFailovers(r.allTransitions(), r.history.faults, r.history.events)
+	r.add(causeless)
+	return causeless
 }
 
 // within are the requests that were answered in a window; all are in order of
