@@ -35,8 +35,12 @@ type Mutant struct {
 	Name string
 	// What says in one sentence which guard is gone and what goes wrong.
 	What string
-	// Changes are made all or none.
+	// Changes are made all or none. There are none if it is no guard that is gone but
+	// an assumption.
 	Changes []Change
+	// Assumption is what the faults break of what hanode relies on, which no change of
+	// it would show better; empty for all that have Changes.
+	Assumption string
 	// Guarantee that it breaks: "G1" to "G10".
 	Guarantee string
 	// Check that is expected to catch it first. Another may be faster.
@@ -49,7 +53,8 @@ type Mutant struct {
 	How string
 	// Hard says why a run may miss it; empty: none may.
 	Hard string
-	// UnitTest fails with it: the package and the name of the test.
+	// UnitTest fails with it: the package and the name of the test. A broken
+	// assumption has none.
 	UnitTest string
 }
 
