@@ -18,6 +18,7 @@ func modelFaults() []fault {
 	return []fault{
 		{kind: "model-hang", family: family, aimed: true, weight: 4, what: "the primary's model server hangs, its /health still says 200", inject: primaryModel(`{"hang":true}`, "hangs", true)},
 		{kind: "model-saturated", family: family, weight: 2, harmless: true, what: "the primary's model server is saturated and healthy", inject: primaryModel(`{"saturated":true}`, "is saturated", false)},
+		{kind: "model-late-status", family: family, weight: 2, harmless: true, what: "every status of the primary's model server is late by more than half an interval", inject: primaryModel(`{"status_ms":800}`, "sends a status every 800 ms, not 500", false)},
 		{kind: "model-prefill", family: family, weight: 2, harmless: true, what: "the primary's model server takes seconds for a prefill", inject: primaryModel(`{"prefill_ms":2500}`, "prefills for 2.5 s", false)},
 		{kind: "model-lie", family: family, weight: 1, what: "a model server lies about its epoch and role", inject: lyingModel},
 		{kind: "model-crash-on-promote", family: family, aimed: true, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},

@@ -43,6 +43,9 @@ type Faults struct {
 	// NoLeaseCheck: what was once promoted serves on for ever, whatever becomes of
 	// its lease, and after Demote. The checks must find it.
 	NoLeaseCheck bool `json:"no_lease_check,omitempty"`
+	// StatusMS is the least time between two statuses, whatever happens meanwhile and
+	// whatever interval was asked for: above that each status is late.
+	StatusMS int64 `json:"status_ms,omitempty"`
 }
 
 // maxDelay bounds the times in Faults.
@@ -50,7 +53,7 @@ const maxDelay = 10 * time.Minute
 
 func (f Faults) validate() error {
 	var errs []error
-	for name, ms := range map[string]int64{"prefill_ms": f.PrefillMS, "slow_ms": f.SlowMS} {
+	for name, ms := range map[string]int64{"prefill_ms": f.PrefillMS, "slow_ms": f.SlowMS, "status_ms": f.StatusMS} {
 		if ms < 0 || ms > maxDelay.Milliseconds() {
 			errs = append(errs, fmt.Errorf("%s is %d: use 0 to %d", name, ms, maxDelay.Milliseconds()))
 		}

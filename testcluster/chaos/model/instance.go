@@ -61,6 +61,7 @@ func (s *server) WatchStatus(req *pb.WatchStatusRequest, stream grpc.ServerStrea
 		if err := stream.Send(st); err != nil {
 			return err
 		}
+		sent := time.Now()
 		select {
 		case <-leaseChanged:
 		case <-faultsChanged:
@@ -68,22 +69,32 @@ func (s *server) WatchStatus(req *pb.WatchStatusRequest, stream grpc.ServerStrea
 		case <-stream.Context().Done():
 			return hastate.ToStatus(stream.Context().Err())
 		}
-		if !s.breathe(stream.Context()) {
+		if !s.breathe(stream.Context(), sent) {
 			return hastate.ToStatus(stream.Context().Err())
 		}
 	}
 }
 
-// breathe bounds the rate of status messages: every request changes the status.
-func (s *server) breathe(ctx context.Context) bool {
-	timer := time.NewTimer(minStatusInterval)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
+// breathe bounds the rate of status messages, of which one was sent at sent: every
+// request changes the status. A fault may hold the next one up for longer. It
+// returns false when ctx ends.
+func (s *server) breathe(ctx context.Context, sent time.Time) bool {
+	for wait := minStatusInterval; wait > 0; {
+		f, changed := s.faults.get()
+		late := time.Until(sent.Add(time.Duration(f.StatusMS) * time.Millisecond))
+		timer := time.NewTimer(max(wait, late))
+		select {
+		case <-timer.C:
+			wait = 0
+		case <-changed: // it may be in a hurry now
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return false
+		}
 	}
+	return true
 }
 
 // status is how the server says that it stands, and when that changes.

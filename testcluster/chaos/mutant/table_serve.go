@@ -169,9 +169,8 @@ var modelMutants = []Mutant{
 			Old:  `		if silence <= silentAfter*v.interval && silence <= time.Duration(v.failAfter)*v.interval {`,
 			New:  `		if silence <= v.interval {`,
 		}},
-		Guarantee: "G6", Check: FalseFailover, Faults: "model-saturated,model-prefill,pause-model", Limit: 5 * time.Minute,
-		How:      "The primary's status is late by more than one interval, because it or its machine is busy: the primary moves although the fault is harmless.",
-		Hard:     "Status calls must be late under the fault, by one interval and by less than three.",
+		Guarantee: "G6", Check: FalseFailover, Faults: "model-late-status", Limit: 2 * time.Minute,
+		How:      "model-late-status: the primary's statuses come, but each more than one interval after the one before: the primary moves although the fault is harmless.",
 		UnitTest: "./instance TestView",
 	},
 }
