@@ -21,6 +21,7 @@ func networkFaults() []fault {
 			return one(s.primary(ctx, d.group(s)))
 		})},
 		{kind: "cut-uncounted", family: family, weight: 2, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
+		{kind: "late-answers-then-cut", family: family, weight: 1, alone: true, what: "all that comes to a primary is late, by almost as much as it accepts, then it is not heard any more", inject: lateAnswers},
 		{kind: "cut-minority", family: family, weight: 2, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
 			return d.minority(s)
 		})},
@@ -59,6 +60,14 @@ func (s *stage) between(a, b []int, p rig.Policy) error {
 		}
 	}
 	return nil
+}
+
+// both sets the policy of the links between the hosts of a and those of b.
+func (s *stage) both(a, b []int, p rig.Policy) error {
+	if err := s.between(a, b, p); err != nil {
+		return err
+	}
+	return s.between(b, a, p)
 }
 
 // sides are the indexes of some hosts and of the other members.

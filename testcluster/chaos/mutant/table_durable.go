@@ -140,9 +140,8 @@ var durabilityMutants = []Mutant{
 	return true
 }`,
 		}},
-		Guarantee: "G3", Check: Durability, Faults: "lost-disk,cut-minority,kill-host", Limit: 15 * time.Minute,
-		How:      "A node is behind, another one's folder is emptied and it is started under its old id, the leader dies: the two elect one of them without what was acknowledged.",
-		Hard:     "It needs a fault that empties the folder of a voter and starts it under its old id without removing it first, while another is behind.",
+		Guarantee: "G3", Check: Durability, Faults: "lost-disk-behind", Limit: 3 * time.Minute,
+		How:      "lost-disk-behind: a node is behind, another one's folder is emptied and it is started under its old id, the leader is gone: the two elect one of them without what was acknowledged.",
 		UnitTest: "./testcluster TestLostData_TheWholeDisk",
 	},
 	{
