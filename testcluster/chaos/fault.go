@@ -31,6 +31,9 @@ type fault struct {
 	aimed bool
 	// alone: not to be paired with another fault.
 	alone bool
+	// loses: what a voter had is gone for good. Two of these at once may take what
+	// only a majority had.
+	loses bool
 	// dark: groups may be without a primary for as long as it stays broken. Under any
 	// other one that is alone none may be for longer than darkLeases.
 	dark bool
@@ -167,7 +170,7 @@ func (d *draw) pick(from []fault, pairs bool) []fault {
 	}
 	rest := slices.DeleteFunc(slices.Clone(from), func(f fault) bool {
 		// What is set at a model server takes the place of what was.
-		return f.alone || f.kind == first.kind || f.family == modelFamily && first.family == modelFamily
+		return f.alone || f.kind == first.kind || f.loses && first.loses || f.family == modelFamily && first.family == modelFamily
 	})
 	if len(rest) == 0 {
 		return []fault{first}

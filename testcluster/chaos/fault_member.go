@@ -20,10 +20,10 @@ func memberFaults() []fault {
 	const family = "membership"
 	return []fault{
 		{kind: "member-add-remove", family: family, weight: 2, harmless: true, must: true, exits: refusedJoin, what: "a node is added, gets a vote, and is removed again", inject: addRemove},
-		{kind: "member-replace", family: family, weight: 2, must: true, exits: refusedJoin, what: "a node dies for good and is replaced by a new one", inject: replaceMember},
+		{kind: "member-replace", family: family, weight: 2, must: true, loses: true, exits: refusedJoin, what: "a node dies for good and is replaced by a new one", inject: replaceMember},
 		{kind: "demote-promote", family: family, weight: 2, must: true, what: "a node loses its vote and gets it back", inject: demotePromote},
 		{kind: "transfer-leader", family: family, weight: 3, harmless: true, must: true, what: "leadership is moved several times", inject: transferLeader},
-		{kind: "lost-disk-behind", family: family, weight: 1, alone: true, exits: refusedJoin, what: "a voter whose disk was emptied is alone with one that is behind: they must not make a majority", inject: lostDiskBehind},
+		{kind: "lost-disk-behind", family: family, weight: 1, alone: true, dark: true, exits: refusedJoin, what: "a voter whose disk was emptied is alone with one that is behind: they must not make a majority", inject: lostDiskBehind},
 		{kind: "snapshot-install", family: family, weight: 2, what: "a node is away until the log that it needs is gone, then gets a snapshot", inject: snapshotInstall},
 	}
 }
