@@ -5,6 +5,9 @@ package node
 import (
 	"context"
 	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/fsm"
@@ -12,6 +15,20 @@ import (
 	"github.com/hastate/hastate/internal/holder"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
+
+// entries gives what was proposed to Raft, past the fault of a test.
+type entries struct {
+	*raft.Raft
+	before func(entry []byte)
+}
+
+// Apply implements propose.Applier.
+func (e entries) Apply(entry []byte, timeout time.Duration) raft.ApplyFuture {
+	if e.before != nil {
+		e.before(entry)
+	}
+	return e.Raft.Apply(entry, timeout)
+}
 
 // state gives the API its view of the state machine.
 type state struct{ *fsm.Machine }

@@ -70,6 +70,10 @@ type Faults struct {
 	WatchdogOff bool
 	// Wall is the wall clock for stamps that people read; nil: time.Now.
 	Wall func() time.Time
+	// Entry is called with each encoded entry that was gathered for Raft, before Raft
+	// gets it, and may block: then this node proposes nothing meanwhile. nil: nothing
+	// is called.
+	Entry func(entry []byte)
 	// OnLease is told the changes of the leases held beside this node, in instants
 	// of Clock: their beginning and renewals before anything is done under them,
 	// their end before anybody else hears of it. It is called by a goroutine of each

@@ -146,7 +146,7 @@ func (n *Node) openServices() error {
 
 func (n *Node) openProposals() error {
 	var err error
-	n.batcher, err = propose.NewBatcher(propose.BatcherConfig{Raft: n.raft, Check: fsm.CheckCommand, Wall: n.cfg.Faults.Wall, Leader: n.leaderHint, Logger: n.log})
+	n.batcher, err = propose.NewBatcher(propose.BatcherConfig{Raft: entries{n.raft, n.cfg.Faults.Entry}, Check: fsm.CheckCommand, Wall: n.cfg.Faults.Wall, Leader: n.leaderHint, Logger: n.log})
 	if err != nil {
 		return err
 	}

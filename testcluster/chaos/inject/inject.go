@@ -29,6 +29,7 @@ type Injector struct {
 	network *network
 	log     *logStall
 	wall    *wall
+	grants  *grantHold
 	leases  *leases
 	server  *control.Server[State]
 }
@@ -37,7 +38,7 @@ type Injector struct {
 // into cfg, which must have its NodeID. Without any variable it changes nothing.
 // The caller owns the Injector and closes it after the node.
 func Install(cfg *node.Config, lookup func(string) (string, bool)) (*Injector, error) {
-	in := &Injector{network: newNetwork(cfg.NodeID), log: &logStall{}, wall: &wall{}}
+	in := &Injector{network: newNetwork(cfg.NodeID), log: &logStall{}, wall: &wall{}, grants: &grantHold{}}
 	if err := in.install(cfg, lookup); err != nil {
 		return nil, errors.Join(err, in.Close())
 	}
@@ -69,7 +70,7 @@ func (in *Injector) install(cfg *node.Config, lookup func(string) (string, bool)
 		cfg.Faults.OnLease = in.leases.told
 	}
 	if path, ok := lookup(EnvSocket); ok {
-		cfg.Faults.Network, cfg.Faults.Log, cfg.Faults.Wall = in.network, in.log, in.wall.now
+		cfg.Faults.Network, cfg.Faults.Log, cfg.Faults.Wall, cfg.Faults.Entry = in.network, in.log, in.wall.now, in.grants.before
 		var err error
 		if in.server, err = control.Listen(path, in.Set); err != nil {
 			return fmt.Errorf("%s: %w", EnvSocket, err)
@@ -86,6 +87,7 @@ func (in *Injector) Set(s State) error {
 	in.network.set(s.Links)
 	in.wall.set(time.Duration(s.WallOffsetMS) * time.Millisecond)
 	in.log.set(s.StallLog)
+	in.grants.set(s.HoldGrant)
 	return nil
 }
 

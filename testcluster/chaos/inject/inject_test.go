@@ -49,7 +49,7 @@ func install(t *testing.T, cfg *node.Config, e env) *Injector {
 func TestInstall_Nothing(t *testing.T) {
 	var cfg node.Config
 	install(t, &cfg, nil)
-	if f := cfg.Faults; cfg.Clock != nil || f.Network != nil || f.Log != nil || f.Wall != nil || f.OnLease != nil || f.WatchdogOff {
+	if f := cfg.Faults; cfg.Clock != nil || f.Network != nil || f.Log != nil || f.Wall != nil || f.Entry != nil || f.OnLease != nil || f.WatchdogOff {
 		t.Errorf("%+v", cfg)
 	}
 }

@@ -15,6 +15,9 @@ type State struct {
 	WallOffsetMS int64 `json:"wall_offset_ms,omitempty"`
 	// StallLog lets every write to the log hang until it is false again.
 	StallLog bool `json:"stall_log,omitempty"`
+	// HoldGrant holds the next entry with a Grant, and all behind it, on their way
+	// from this node to Raft until it is false again, for 3 s at most.
+	HoldGrant bool `json:"hold_grant,omitempty"`
 	// Links are those from this node to others, by node id; one that is left out is
 	// whole. What the other node sends of its own is its own State's.
 	Links map[string]Link `json:"links,omitempty"`
