@@ -60,7 +60,7 @@ type broken struct {
 
 // faults are all, by family.
 func faults() []fault {
-	return slices.Concat(processFaults(), networkFaults(), deafFaults(), diskFaults(), clockFaults(), memberFaults(), modelFaults(), operatorFaults())
+	return slices.Concat(processFaults(), networkFaults(), deafFaults(), diskFaults(), clockFaults(), memberFaults(), lateFaults(), modelFaults(), operatorFaults())
 }
 
 // chosen are the faults that a flag names: "all", "none", kinds, families, or

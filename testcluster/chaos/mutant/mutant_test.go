@@ -28,6 +28,8 @@ var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node 
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-lie
 	switchover failover-force pause-resume concurrent-switchover`)
+	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-lie
+	switchover failover-force pause-resume concurrent-switchover late-grant`)
 
 var checks = []string{Linearizability, OnePrimary, ExactlyOnce, Watch, Convergence, Promotion, History, FalseFailover, Durability, Availability}
 

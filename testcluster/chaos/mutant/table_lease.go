@@ -49,9 +49,8 @@ var leaseMutants = []Mutant{
 			New: `	}
 	t := &pb.Transition{`,
 		}},
-		Guarantee: "G1", Check: OnePrimary, Faults: "transfer-leader,kill-model,flap,pause-node,cut-leader", Limit: 15 * time.Minute,
-		How:      "The primary is lost while leadership moves: the Grant of the former leader's coordinator is forwarded and lands behind that of the new one's. The first of the two holders takes up its lease before it hears of the second. It also shows as a transition that ends with 'lost before it served' milliseconds after it was granted.",
-		Hard:     "A coordinator that loses its leadership is ended within 10 ms, and a renewal that is under way when a lease is waited out is too old to be used: few moments in which the comparison decides.",
+		Guarantee: "G1", Check: OnePrimary, Faults: "late-grant", Limit: 3 * time.Minute,
+		How:      "late-grant: the leader loses the primary beside it, decides, and its Grant waits for a CPU until another leader has granted to another candidate and it leads again. Both leases are valid until the second holder hears that its epoch is over.",
 		UnitTest: "./fsm TestGrantComparesEpochAndLastRenew",
 	},
 	{
