@@ -31,6 +31,8 @@ type layout struct {
 	// live are the positions of the pages of the newest version; leaves those of
 	// them that hold records.
 	live, leaves []int64
+	// keys are those of each bucket, in order.
+	keys map[string][]string
 }
 
 // reads notes where whole pages are read.
@@ -53,7 +55,7 @@ func layoutOf(f *os.File) (layout, error) {
 	if err != nil {
 		return layout{}, err
 	}
-	var l layout
+	l := layout{keys: map[string][]string{}}
 	if l.used, err = boltfile.Size(f, info.Size()); err != nil {
 		return l, fmt.Errorf("look for the used part of %s: %w", f.Name(), err)
 	}
@@ -66,7 +68,13 @@ func layoutOf(f *os.File) (layout, error) {
 		l.page = int64(os.Getpagesize())
 	}
 	walk := &reads{ReaderAt: f, page: l.page}
-	if err := boltfile.Verify(walk, info.Size(), func(_, _ []byte) error { return nil }); err != nil {
+	visit := func(bucket, key []byte) error {
+		if key != nil {
+			l.keys[string(bucket)] = append(l.keys[string(bucket)], string(key))
+		}
+		return nil
+	}
+	if err := boltfile.Verify(walk, info.Size(), visit); err != nil {
 		return l, fmt.Errorf("%s is damaged before anybody damaged it: %w", f.Name(), err)
 	}
 	slices.Sort(walk.at)
@@ -148,42 +156,4 @@ func overwrite(f *os.File, at int64, with []byte) error {
 	}
 	_, err = f.WriteAt(with, at)
 	return err
-}
-
-// flip flips 1 to 16 different bits of what is used of a file: half of them in keys
-// and values, half anywhere.
-func flip(f *os.File, d *draw) (string, error) {
-	n := 1 + d.IntN(16)
-	l, err := layoutOf(f)
-	if err != nil {
-		return "", err
-	}
-	begin := d.IntN(2) // a single bit is in either half
-	flipped, inRecords := map[[2]int64]bool{}, 0
-	for len(flipped) < n {
-		from, to := int64(0), l.used
-		record := (len(flipped)+begin)%2 == 0
-		if record {
-			if from, to, err = l.records(f, l.leaves[d.IntN(len(l.leaves))]); err != nil {
-				return "", err
-			}
-		}
-		place := [2]int64{from + d.Int64N(to-from), d.Int64N(8)}
-		if flipped[place] {
-			continue // it would be whole again
-		}
-		b, err := read(f, place[0], 1)
-		if err != nil {
-			return "", err
-		}
-		b[0] ^= 1 << place[1]
-		if _, err := f.WriteAt(b, place[0]); err != nil {
-			return "", err
-		}
-		flipped[place] = true
-		if record {
-			inRecords++
-		}
-	}
-	return fmt.Sprintf("%d bits are flipped, %d of them in records", n, inRecords), nil
 }

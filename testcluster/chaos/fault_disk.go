@@ -13,6 +13,9 @@ import (
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
+// refusePatience is how long a node may take to refuse its files.
+const refusePatience = 5 * time.Second
+
 // errNobody: the one that should be broken could not be found out.
 var errNobody = errors.New("nobody to break: no leader or primary is known")
 
@@ -34,7 +37,7 @@ func diskFaults() []fault {
 		{kind: "disk-full", family: family, weight: 1, root: true, exits: noSpace, what: "no space is left on the disk of a host", inject: diskFull},
 		{kind: "lost-disk", family: family, weight: 1, loses: true, exits: refusedJoin, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
 		{kind: "torn-log", family: family, weight: 1, exits: refusedData, alone: true, what: "the used end or the newest meta page of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
-		{kind: "flip-bits", family: family, weight: 1, exits: refusedData, alone: true, what: "bits of what is used of a node's files are flipped while it is down", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
+		{kind: "flip-bits", family: family, weight: 1, exits: refusedData, alone: true, what: "bits of what is used of a node's files are flipped while it is down, often those of what clients have written", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			return damage([]string{"raft.db", "state.db"}[d.IntN(2)], flip)(ctx, s, d)
 		}},
 	}
@@ -122,7 +125,7 @@ func damage(file string, how func(f *os.File, d *draw) (string, error)) func(con
 // startOrReplace starts a node whose files were damaged. If it refuses to start,
 // it is replaced.
 func (s *stage) startOrReplace(ctx context.Context, h *rig.Host) error {
-	if err := s.startHost(h); err != nil {
+	if err := s.startDamaged(ctx, h); err != nil {
 		return err
 	}
 	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -146,4 +149,22 @@ func (s *stage) startOrReplace(ctx context.Context, h *rig.Host) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// startDamaged starts a host whose node may refuse its files, and so end while it is
+// told what else is broken: then that it ended is what counts.
+func (s *stage) startDamaged(ctx context.Context, h *rig.Host) error {
+	err := s.startHost(h)
+	if err == nil || h.Node() == nil {
+		return err
+	}
+	timer := time.NewTimer(refusePatience)
+	defer timer.Stop()
+	select {
+	case <-h.Node().Exited():
+		return nil
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return err
 }
