@@ -22,6 +22,7 @@ func operatorFaults() []fault {
 		{kind: "failover-force", family: family, weight: 3, must: true, what: "an operator's failover with force", inject: forcedFailover},
 		{kind: "pause-resume", family: family, weight: 1, harmless: true, what: "automatic failover is paused and resumed", inject: pauseResume},
 		{kind: "concurrent-switchover", family: family, weight: 2, what: "two operators switch over at once, to different nodes", inject: concurrentSwitchovers},
+		{kind: "damaged-backup", family: family, weight: 1, harmless: true, must: true, what: "a backup with flipped bits is restored: it must be refused", inject: damagedBackup},
 	}
 }
 

@@ -29,7 +29,7 @@ var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node 
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-lie
 	switchover failover-force pause-resume concurrent-switchover`)
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-lie
-	switchover failover-force pause-resume concurrent-switchover late-grant`)
+	switchover failover-force pause-resume concurrent-switchover late-grant damaged-backup old-log`)
 
 var checks = []string{Linearizability, OnePrimary, ExactlyOnce, Watch, Convergence, Promotion, History, FalseFailover, Durability, Availability}
 
