@@ -24,9 +24,7 @@ func diskFaults() []fault {
 	return []fault{
 		{kind: "disk-stall", family: family, weight: 2, exits: stalled, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
 		{kind: "disk-stall-host", family: family, weight: 2, exits: stalled, alone: true, what: "the disk of any host, often of a primary that does not lead, hangs for three leases", inject: diskStallHost},
-		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once: what was not fsynced is gone", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
-			return powerCut(s, "all", s.members...)
-		}},
+		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once, often just after a log was truncated: what was not fsynced is gone", inject: powerCutAll},
 		{kind: "power-cut-host", family: family, weight: 2, root: true, what: "power cut of one host, often the leader's", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			h, who := d.target(ctx, s)
 			lost := s.held(ctx, h)
@@ -67,6 +65,46 @@ func diskStallHost(ctx context.Context, s *stage, d *draw) (broken, error) {
 	b.what = fmt.Sprintf("the disk of %s hangs for %v", who, b.hold)
 	b.then = func(ctx context.Context) error { return h.Thaw(ctx) }
 	return b, h.Freeze(ctx)
+}
+
+// powerCutAll cuts the power at any time, or just after a node has truncated its
+// log: what it has dropped there is nowhere else than in the state file.
+func powerCutAll(ctx context.Context, s *stage, d *draw) (broken, error) {
+	who := "all"
+	if d.IntN(2) == 0 {
+		if h := s.waitTruncated(ctx); h != nil {
+			who = "all, after " + h.NodeID() + " has truncated its log"
+		}
+	}
+	return powerCut(s, who, s.members...)
+}
+
+// waitTruncated waits until a member drops the beginning of its log; nil if none
+// does for as long as the load should need.
+func (s *stage) waitTruncated(ctx context.Context) *rig.Host {
+	const metric = "hastate_log_first_index"
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	defer cancel()
+	before := map[*rig.Host]float64{}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		for _, h := range s.members {
+			first, err := s.metric(ctx, h, metric)
+			if err != nil {
+				continue
+			}
+			if was, known := before[h]; known && first > was {
+				return h
+			}
+			before[h] = first
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 func powerCut(s *stage, who string, hosts ...*rig.Host) (broken, error) {

@@ -33,8 +33,7 @@ var durabilityMutants = []Mutant{
 		}`,
 		}},
 		Guarantee: "G3", Check: Durability, Faults: "power-cut-all", Limit: 5 * time.Minute,
-		How:      "A power cut after a snapshot: the state file is older than the snapshot says, or torn, and the node refuses to start; after power-cut-all no majority comes back, and all is lost. A node that does not come back from a power cut is a violation, other than after flipped bits.",
-		Hard:     "Only once the log has been truncated up to what the state file has lost: the snapshot threshold must be hundreds of entries.",
+		How:      "power-cut-all just after a log was truncated: the state file is older than the snapshot says, or torn, and the nodes refuse to start: no majority comes back, and all is lost. Half a minute later the kernel would have written the state file by itself.",
 		UnitTest: "./fsm TestFlushIsOnTheDisk",
 	},
 	{
