@@ -35,6 +35,7 @@ func diskFaults() []fault {
 		{kind: "disk-full", family: family, weight: 1, root: true, exits: noSpace, what: "no space is left on the disk of a host", inject: diskFull},
 		{kind: "lost-disk", family: family, weight: 1, loses: true, exits: refusedJoin, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
 		{kind: "torn-log", family: family, weight: 1, exits: refusedData, alone: true, what: "the used end or the newest meta page of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
+		{kind: "old-log", family: family, weight: 1, exits: refusedData, alone: true, what: "a majority comes back with logs that are older than its states: it must refuse, and gets its newer ones back", inject: oldLog},
 		{kind: "flip-bits", family: family, weight: 1, exits: refusedData, alone: true, what: "bits of what is used of a node's files are flipped while it is down, often those of what clients have written", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			return damage([]string{"raft.db", "state.db"}[d.IntN(2)], flip)(ctx, s, d)
 		}},

@@ -207,6 +207,18 @@ var damageMutants = []Mutant{
 		UnitTest: "./snapshot TestADamagedArchiveNeverEndsWell",
 	},
 	{
+		Name: "older-log-believed",
+		What: "A log that ends before the state does is gone on with: what the node has acknowledged since, and whom it has voted for, is forgotten.",
+		Changes: []Change{{
+			File: "node/checkdata.go",
+			Old:  `n.snapshots.Covers()); reach < flushed {`,
+			New:  `n.snapshots.Covers()); reach+1<<62 < flushed {`,
+		}},
+		Guarantee: "G3", Check: Durability, Faults: "old-log", Limit: 3 * time.Minute,
+		How:      "A majority with older logs elects one of its own, and gives new commands the indexes of entries that its states have: they are acknowledged and skipped.",
+		UnitTest: "./testcluster TestLostData_AnOlderLog",
+	},
+	{
 		Name: "log-without-checksums",
 		What: "The entries of the log are read without a look at their checksums: a flipped bit becomes history on this node.",
 		Changes: []Change{{
