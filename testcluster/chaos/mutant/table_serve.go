@@ -64,6 +64,18 @@ var onceMutants = []Mutant{
 		UnitTest: "./fsm TestRetriesAreAnsweredNotApplied",
 	},
 	{
+		Name: "writers-forgotten",
+		What: "The state file is written without the writers' results: a node that was restarted, or that got a snapshot, applies again what it has answered.",
+		Changes: []Change{{
+			File: "fsm/flush.go",
+			Old:  `	for n, rec := range b.clients {`,
+			New:  `	for n, rec := range map[uint64][]byte{} {`,
+		}},
+		Guarantee: "G5", Check: Convergence, Faults: "kill-node,restart-node", Limit: 2 * time.Minute,
+		How:      "A node that was restarted knows fewer writers than its peers, and has another state hash at once; what is retried there is applied by this node alone.",
+		UnitTest: "./fsm TestEverythingSurvivesARestart",
+	},
+	{
 		Name: "append-anywhere",
 		What: "An append does not compare its offset with the end of the stream: two at the same offset both succeed, one behind the other.",
 		Changes: []Change{{
