@@ -43,9 +43,15 @@ func TestAReceivedSnapshotIsPendingUntilItIsRestored(t *testing.T) {
 	s := openStore(t, log.hook(options("", &state{index: 4})))
 	live(t, s, 4, 1)
 	log.want(t)
+	if got := s.Covers(); got != 0 {
+		t.Fatal("its own snapshot covers entries that were not in the log, up to", got)
+	}
 	id, err := receive(t, s, 10, 2, archive(t, 12, 3, false, "what came"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if got := s.Covers(); got != 12 {
+		t.Fatal("covered up to", got)
 	}
 	log.want(t, "received 10/2", "installed 10/2 to 12")
 	check := func(s *Store) {

@@ -272,15 +272,17 @@ func (s *Store) Needs() uint64 {
 	return needs
 }
 
-// Covers is the highest index that a snapshot stands for: entries up to there may be
-// in the state without ever having been in the log.
+// Covers is the highest index that a received snapshot stands for: entries up to
+// there may be in the state without ever having been in the log. One that this node
+// has taken itself vouches for no log: its entries have been in it.
 func (s *Store) Covers() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var covers uint64
 	for _, r := range s.records {
-		reach, _ := r.reach()
-		covers = max(covers, reach)
+		if reach, _ := r.reach(); r.Installed {
+			covers = max(covers, reach)
+		}
 	}
 	return covers
 }

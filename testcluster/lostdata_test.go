@@ -73,6 +73,14 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 // it would vote for a leader that lacks them too.
 func TestLostData_AnOlderLog(t *testing.T) {
 	t.Parallel()
+	t.Run("flushed", func(t *testing.T) { olderLog(t, func(*node.Node) error { return nil }) })
+	// A snapshot of the node's own goes as far as the state, and vouches for no log.
+	t.Run("snapshot", func(t *testing.T) { olderLog(t, func(n *node.Node) error { return n.Raft().Snapshot().Error() }) })
+}
+
+// olderLog puts an older log back after some writes, and before was done at their end.
+func olderLog(t *testing.T, before func(*node.Node) error) {
+	t.Helper()
 	c := New(t, Options{NoInstances: true})
 	leader := c.WaitLeader()
 	victim := c.Others(leader)[0]
@@ -84,6 +92,9 @@ func TestLostData_AnOlderLog(t *testing.T) {
 			}
 		}
 		caughtUp(t, victim, leader)
+		if err := before(victim.Node()); err != nil {
+			t.Fatal(err)
+		}
 		victim.Stop()
 	}
 	write()
