@@ -141,7 +141,11 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 		return false, fmt.Errorf("start the load: %w", err)
 	}
 	stop := sync.OnceValue(func() error {
-		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+		timeout := stopTimeout
+		if r.broken() {
+			timeout = brokenStopTimeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		return l.Stop(ctx)
 	})
@@ -169,8 +173,12 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 	return !r.over() && !r.broken(), nil
 }
 
-// stopTimeout bounds the end of a load on a whole cluster.
-const stopTimeout = 30 * time.Second
+// stopTimeout bounds the end of a load on a whole cluster, brokenStopTimeout on one
+// that did not come back, which may have nothing to say.
+const (
+	stopTimeout       = 30 * time.Second
+	brokenStopTimeout = 5 * time.Second
+)
 
 // broken says that the cluster did not come back: nothing more can be learnt.
 func (r *run) broken() bool { return r.lost }

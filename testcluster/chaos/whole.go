@@ -93,12 +93,28 @@ func (s *stage) waitWhole(ctx context.Context) error {
 		if ctx.Err() == nil || last == nil {
 			last = err // not what the end of ctx looks like from inside
 		}
+		if s.hopeless() {
+			return fmt.Errorf("a majority of the nodes ends again and again: %w", last)
+		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("not whole within %v: %w", wholeTimeout, last)
 		case <-tick.C:
 		}
 	}
+}
+
+// hopeless says that a majority has ended by itself so often, in this round, that
+// starting it once more will not help.
+func (s *stage) hopeless() bool {
+	const often = 20
+	ends, gone := map[string]int{}, 0
+	for _, e := range s.ended {
+		if ends[e.id]++; ends[e.id] == often {
+			gone++
+		}
+	}
+	return gone > len(s.members)/2
 }
 
 // whole says what is missing. On the way it does what an operator would do: it

@@ -202,7 +202,7 @@ var damageMutants = []Mutant{
 			Old:  `	if got := binary.BigEndian.Uint32(p[:]); got != want {`,
 			New:  `	if got := binary.BigEndian.Uint32(p[:]); got == want+1 {`,
 		}},
-		Guarantee: "G3", Check: Linearizability, Faults: "damaged-backup", Limit: 3 * time.Minute,
+		Guarantee: "G3", Check: Durability, Faults: "damaged-backup", Limit: 3 * time.Minute,
 		How:      "A backup with flipped bits is restored, and with it a state from before what was acknowledged since. Where the bits hit a record, its own checksum finds them, but only when the leader's state machine is at it.",
 		UnitTest: "./snapshot TestADamagedArchiveNeverEndsWell",
 	},
