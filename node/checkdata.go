@@ -29,6 +29,10 @@ func (n *Node) checkData() error {
 	if known := err == nil && term > 0; !known && (flushed > 0 || len(kept) > 0) {
 		return fmt.Errorf("%w: data folder %s: the log file raft.db knows no term, but there is a state up to log entry %d: the log is missing, and with it what this node has voted: %s", hastate.ErrPrecondition, dir, flushed, adviceLost)
 	}
+	// It knows the term of every entry before it has the entry, or a snapshot with it.
+	if _, reached := n.machine.Applied(); err == nil && term < reached {
+		return fmt.Errorf("%w: data folder %s: the log file raft.db is of term %d, the state file state.db has entries of term %d: the log is older than the rest, and with it what this node has voted: %s", hastate.ErrPrecondition, dir, term, reached, adviceLost)
+	}
 	first, err := n.logs.FirstIndex()
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)

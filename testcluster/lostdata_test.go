@@ -121,6 +121,49 @@ func olderLog(t *testing.T, before func(*node.Node) error) {
 	victim.Start()
 }
 
+// A log from before a snapshot that the node was sent may end anywhere, but it knows
+// no term that the state has entries of: the node could vote in that term again.
+func TestLostData_ALogOfAnOlderTerm(t *testing.T) {
+	t.Parallel()
+	c := New(t, Options{NoInstances: true, Configure: eager})
+	leader := c.WaitLeader()
+	victim, next := c.Others(leader)[0], c.Others(leader)[1]
+	put(t, leader, "s", "v0")
+	caughtUp(t, victim, leader)
+	index := victim.Node().Raft().LastIndex()
+	victim.Stop()
+	log := filepath.Join(victim.Config().DataDir, "raft.db")
+	older, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.Node().TransferLeadership(within(t), next.ID); err != nil {
+		t.Fatal(err)
+	}
+	leader = c.WaitLeader(leader, next)
+	writeUntilCompacted(t, leader, index+100)
+	victim.Start()
+	caughtUp(t, victim, leader)
+	if snapshotsTo(c, victim) == 0 {
+		t.Fatal("the follower caught up without a snapshot")
+	}
+	victim.Crash()
+	newest, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(log, older, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "raft.db") {
+		t.Fatalf("started with a log of an older term: %v", err)
+	}
+	if err := os.WriteFile(log, newest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	victim.Start()
+}
+
 // A voter that has lost its disk must not help to elect a leader that lacks an
 // acknowledged write: of the two that had confirmed it, it was one.
 func TestLostData_TheWholeDisk(t *testing.T) {

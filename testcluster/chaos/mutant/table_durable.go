@@ -208,12 +208,19 @@ var damageMutants = []Mutant{
 	},
 	{
 		Name: "older-log-believed",
-		What: "A log that ends before the state does is gone on with: what the node has acknowledged since, and whom it has voted for, is forgotten.",
-		Changes: []Change{{
-			File: "node/checkdata.go",
-			Old:  `n.snapshots.Covers()); reach < flushed {`,
-			New:  `n.snapshots.Covers()); reach+1<<62 < flushed {`,
-		}},
+		What: "A log that ends before the state does, or knows no term of it, is gone on with: what the node has acknowledged since, and whom it has voted for, is forgotten.",
+		Changes: []Change{
+			{
+				File: "node/checkdata.go",
+				Old:  `n.snapshots.Covers()); reach < flushed {`,
+				New:  `n.snapshots.Covers()); reach+1<<62 < flushed {`,
+			},
+			{
+				File: "node/checkdata.go",
+				Old:  `err == nil && term < reached {`,
+				New:  `err == nil && term+1<<62 < reached {`,
+			},
+		},
 		Guarantee: "G3", Check: Durability, Faults: "old-log", Limit: 3 * time.Minute,
 		How:      "A majority with older logs elects one of its own, and gives new commands the indexes of entries that its states have: they are acknowledged and skipped.",
 		UnitTest: "./testcluster TestLostData_AnOlderLog",
