@@ -18,7 +18,6 @@ import (
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/testcluster/chaos/record"
-	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
 // preallocated is a bbolt file with far more room than it uses, as a node's log.
@@ -219,24 +218,5 @@ func TestJudgeDark(t *testing.T) {
 		if r.report.Found != c.found {
 			t.Errorf("%s with %d answers: %d violations, want %d", c.kind, len(c.requests), r.report.Found, c.found)
 		}
-	}
-}
-
-// TestHopeless: only a majority that ends again and again is given up.
-func TestHopeless(t *testing.T) {
-	s := &stage{members: []*rig.Host{{}, {}, {}}}
-	end := func(id string, times int) {
-		for range times {
-			s.ended = append(s.ended, exited{id: id})
-		}
-	}
-	end("n1", 100)
-	end("n2", 19)
-	if s.hopeless() {
-		t.Error("two of three may still come")
-	}
-	end("n2", 1)
-	if !s.hopeless() {
-		t.Error("two of three do not come")
 	}
 }

@@ -26,6 +26,9 @@ const (
 	// wholeTimeout is how long a healed cluster may take until it is whole: a node
 	// that lost its disk has to come in anew.
 	wholeTimeout = 45 * time.Second
+	// hopeTimeout is how long it waits while a majority has ended: far longer than a
+	// leader leads without one.
+	hopeTimeout = 3 * time.Second
 	// lookEvery is the pace of questions while waiting.
 	lookEvery = 20 * time.Millisecond
 )
@@ -85,6 +88,7 @@ func (s *stage) waitWhole(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	var last error
+	hope := time.Now()
 	for {
 		err := s.whole(ctx)
 		if err == nil {
@@ -93,8 +97,10 @@ func (s *stage) waitWhole(ctx context.Context) error {
 		if ctx.Err() == nil || last == nil {
 			last = err // not what the end of ctx looks like from inside
 		}
-		if s.hopeless() {
-			return fmt.Errorf("a majority of the nodes ends again and again: %w", last)
+		if !s.mostEnded() {
+			hope = time.Now()
+		} else if time.Since(hope) > hopeTimeout {
+			return fmt.Errorf("a majority of the nodes has ended: %w", last)
 		}
 		select {
 		case <-ctx.Done():
@@ -104,17 +110,16 @@ func (s *stage) waitWhole(ctx context.Context) error {
 	}
 }
 
-// hopeless says that a majority has ended by itself so often, in this round, that
-// starting it once more will not help.
-func (s *stage) hopeless() bool {
-	const often = 20
-	ends, gone := map[string]int{}, 0
-	for _, e := range s.ended {
-		if ends[e.id]++; ends[e.id] == often {
-			gone++
+// mostEnded says that a majority of the nodes has ended. They are started again only
+// while somebody leads, and nobody can.
+func (s *stage) mostEnded() bool {
+	ended := 0
+	for _, h := range s.members {
+		if p := h.Node(); p == nil || !p.Running() {
+			ended++
 		}
 	}
-	return gone > len(s.members)/2
+	return ended > len(s.members)/2
 }
 
 // whole says what is missing. On the way it does what an operator would do: it
