@@ -221,7 +221,7 @@ var damageMutants = []Mutant{
 				New:  `err == nil && term+1<<62 < reached {`,
 			},
 		},
-		Guarantee: "G3", Check: Durability, Faults: "old-log", Limit: 3 * time.Minute,
+		Guarantee: "G3", Check: Durability, Faults: "old-log", Limit: 5 * time.Minute,
 		How:      "A majority with older logs elects one of its own, and gives new commands the indexes of entries that its states have: they are acknowledged and skipped.",
 		UnitTest: "./testcluster TestLostData_AnOlderLog",
 	},
