@@ -307,10 +307,12 @@ func (r *run) newLeaderWithin() time.Duration { return r.draw.lease * 5 / 2 }
 func (r *run) judgeExits(picked []fault, f record.Fault) {
 	ended := r.stage.ended
 	r.stage.ended = nil
+	told := map[string]bool{} // one that is started again and again fills no report
 	for _, e := range ended {
-		if slices.ContainsFunc(picked, func(p fault) bool { return p.exits != nil && p.exits(e.tail, e.code) }) {
+		if told[e.id] || slices.ContainsFunc(picked, func(p fault) bool { return p.exits != nil && p.exits(e.tail, e.code) }) {
 			continue
 		}
+		told[e.id] = true
 		r.violate("exit", "round %d (%s): %s ended by itself with exit code %d:\n%s", f.Round, f.What, e.id, e.code, e.tail)
 	}
 }
