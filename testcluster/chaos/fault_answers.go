@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/grpc"
-
-	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
@@ -55,27 +52,4 @@ func lateAnswers(ctx context.Context, s *stage, d *draw) (broken, error) {
 		return sleep(ctx, 5*d.lease/2)
 	}
 	return b, nil
-}
-
-// lead moves leadership to a host and waits until its node leads.
-func (s *stage) lead(ctx context.Context, h *rig.Host) error {
-	err := s.order(ctx, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-		_, err := pb.NewClusterServiceClient(cc).TransferLeadership(ctx, &pb.TransferLeadershipRequest{To: h.NodeID()})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("move leadership to %s: %w", h.NodeID(), err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-	defer cancel()
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for s.leader(ctx) != h {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %s does not lead", errNobody, h.NodeID())
-		case <-tick.C:
-		}
-	}
-	return nil
 }

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
-
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
@@ -115,24 +113,4 @@ func (s *stage) awaitGroup(ctx context.Context, group string, patience time.Dura
 		case <-tick.C:
 		}
 	}
-}
-
-// lead makes a host's node the leader, if it is not.
-func (s *stage) lead(ctx context.Context, h *rig.Host) error {
-	if s.leader(ctx) == h {
-		return nil
-	}
-	return s.transfer(ctx, h)
-}
-
-// transfer moves leadership to a host's node.
-func (s *stage) transfer(ctx context.Context, h *rig.Host) error {
-	err := s.order(ctx, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-		_, err := pb.NewClusterServiceClient(cc).TransferLeadership(ctx, &pb.TransferLeadershipRequest{To: h.NodeID()})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("move leadership to %s: %w", h.NodeID(), err)
-	}
-	return nil
 }

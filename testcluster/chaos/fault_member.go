@@ -118,16 +118,44 @@ func transferLeader(ctx context.Context, s *stage, d *draw) (broken, error) {
 	n := 1 + d.IntN(4)
 	var errs []error
 	for range n {
-		to := d.host(s).NodeID() // if it leads already, that is no error
-		err := s.order(ctx, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-			_, err := pb.NewClusterServiceClient(cc).TransferLeadership(ctx, &pb.TransferLeadershipRequest{To: to})
-			return err
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("move leadership to %s: %w", to, err))
-		}
+		errs = append(errs, s.transfer(ctx, d.host(s))) // if it leads already, that is no error
 	}
 	return broken{what: fmt.Sprintf("leadership is moved %d times", n), hold: d.lease / 2}, errors.Join(errs...)
+}
+
+// transfer moves leadership to a host's node.
+func (s *stage) transfer(ctx context.Context, h *rig.Host) error {
+	err := s.order(ctx, memberTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+		_, err := pb.NewClusterServiceClient(cc).TransferLeadership(ctx, &pb.TransferLeadershipRequest{To: h.NodeID()})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("move leadership to %s: %w", h.NodeID(), err)
+	}
+	return nil
+}
+
+// lead moves leadership to a host's node, if it does not lead, and waits until it
+// does.
+func (s *stage) lead(ctx context.Context, h *rig.Host) error {
+	if s.leader(ctx) == h {
+		return nil
+	}
+	if err := s.transfer(ctx, h); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for s.leader(ctx) != h {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s does not lead", errNobody, h.NodeID())
+		case <-tick.C:
+		}
+	}
+	return nil
 }
 
 // snapshotInstall cuts a node off in the middle of writes, so that its log may

@@ -48,7 +48,8 @@ func newSingle(t *testing.T) *single {
 	done := make(chan error, 1)
 	go func() {
 		done <- model.Run(ctx, []string{
-			"--node", "n1", "--grpc", at(0), "--http", at(1), "--control", filepath.Join(dir, "m"), "--served", filepath.Join(dir, "served"), "--clock-rate", "1.2",
+			"--node", "n1", "--grpc", at(0), "--http", at(1), "--control", filepath.Join(dir, "m"), "--served", filepath.Join(dir, "served"),
+			"--promotions", filepath.Join(dir, "promotions"), "--clock-rate", "1.2",
 		}, io.Discard)
 	}()
 	t.Cleanup(func() {
