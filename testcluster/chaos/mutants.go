@@ -27,7 +27,6 @@ func mutantsCommand(ctx context.Context, args []string) int {
 	fs := flag.NewFlagSet("chaos mutants", flag.ContinueOnError)
 	only := fs.String("only", "", "these alone, comma-separated")
 	quick := fs.Bool("quick", false, "only those with a limit of a minute or less")
-	hard := fs.Bool("hard", false, "also those that a run may miss; each says why")
 	seed := fs.Uint64("seed", uint64(time.Now().UnixNano())%1_000_000_000, "first seed; each mutant has another") //nolint:gosec // any number will do
 	keep := fs.Bool("keep", false, "leave the folders of the runs")
 	verbose := fs.Bool("v", false, "tell what is done, on standard error")
@@ -49,10 +48,6 @@ func mutantsCommand(ctx context.Context, args []string) int {
 			}
 			todo = append(todo, m)
 		}
-	}
-	if *only == "" && !*hard {
-		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Hard != "" })
-		fmt.Printf("%d mutants that a run may miss are not tried: -hard tries them, docs/track-record.md says why\n", len(mutant.List())-len(todo))
 	}
 	if *quick {
 		todo = slices.DeleteFunc(todo, func(m mutant.Mutant) bool { return m.Limit > time.Minute })

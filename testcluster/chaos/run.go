@@ -165,7 +165,7 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 		}
 	}
 	if err := stop(); err != nil && !r.broken() && ctx.Err() == nil {
-		r.violate("watch", "the load does not come to its end: %v", err)
+		r.violate(mutant.Availability, "the load does not come to its end: %v", err)
 	}
 	if err := r.check(ctx, l); err != nil {
 		return false, err

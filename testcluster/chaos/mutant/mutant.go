@@ -51,8 +51,6 @@ type Mutant struct {
 	Limit time.Duration
 	// How says which fault gives it away, and what is then seen.
 	How string
-	// Hard says why a run may miss it; empty: none may.
-	Hard string
 	// UnitTest fails with it: the package and the name of the test. A broken
 	// assumption has none.
 	UnitTest string
