@@ -100,6 +100,29 @@ func TestAReceivedSnapshotIsPendingUntilItIsRestored(t *testing.T) {
 	}
 }
 
+// What was received goes further than the log for a while: until the log has come as
+// far, it takes more than newer snapshots for its record to go.
+func TestAReceivedSnapshotIsKeptUntilTheLogIsPastIt(t *testing.T) {
+	s := openStore(t, options("", &state{index: 4}))
+	id, err := receive(t, s, 10, 2, archive(t, 30, 2, false, "what came"))
+	if err = errors.Join(err, s.Restored(30)); err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(11); i <= 30; i++ {
+		newest := live(t, s, i, 2)
+		for range 2 {
+			got := ids(t, s)
+			if got[0] != newest || len(got) > DefaultRetain+1 {
+				t.Fatalf("at %d: %v", i, got)
+			}
+			if kept := slices.Contains(got, id); s.Covers() == 30 != kept || i < 30 && !kept || i == 30 && kept {
+				t.Fatalf("at %d: %v cover entries up to %d", i, got, s.Covers())
+			}
+			s = openStore(t, s.opts)
+		}
+	}
+}
+
 func TestAnOpenedSnapshotOutlivesItsTakeover(t *testing.T) {
 	src := &state{}
 	s := openStore(t, options("", src))

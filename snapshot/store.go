@@ -331,11 +331,29 @@ func (s *Store) add(r *record) {
 	}
 }
 
+// retained are the newest n records, and the one that the state may still go further
+// by than the log does (Covers): snapshots that were taken since may be of entries
+// that the state had already.
+func retained(records []*record, n int) []*record {
+	kept := slices.Clone(records[:min(len(records), n)])
+	var covering *record
+	var covered uint64
+	for _, r := range records {
+		if reach, _ := r.reach(); r.Installed && reach > max(covered, records[0].Index) {
+			covering, covered = r, reach
+		}
+	}
+	if covering != nil && !slices.Contains(kept, covering) {
+		kept = append(kept, covering)
+	}
+	return kept
+}
+
 // trim drops what is in excess, and the files that belong to no visible snapshot:
 // received and never published, taken over since, or dropped.
 func (s *Store) trim() error {
 	s.mu.Lock()
-	s.records = slices.Clone(s.records[:min(len(s.records), s.opts.Retain)])
+	s.records = retained(s.records, s.opts.Retain)
 	keep := map[string]bool{}
 	for _, r := range s.records {
 		keep[r.ID+metaSuffix] = true
