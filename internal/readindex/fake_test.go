@@ -220,6 +220,18 @@ func (s *peerServer) ReadIndex(ctx context.Context, _ *pb.ReadIndexRequest) (*pb
 	return res, hastate.ToStatus(err)
 }
 
+// hungServer takes questions and does not answer.
+type hungServer struct {
+	pb.UnimplementedPeerServiceServer
+	asked chan struct{}
+}
+
+func (s *hungServer) ReadIndex(ctx context.Context, _ *pb.ReadIndexRequest) (*pb.ReadIndexResponse, error) {
+	s.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 type fakePeers map[raft.ServerID]*grpc.ClientConn
 
 func (p fakePeers) Conn(id raft.ServerID) (*grpc.ClientConn, error) {
@@ -229,11 +241,11 @@ func (p fakePeers) Conn(id raft.ServerID) (*grpc.ClientConn, error) {
 	return nil, errors.New("no connection")
 }
 
-func (p fakePeers) serve(tb testing.TB, id raft.ServerID, node *Node) {
+func (p fakePeers) serve(tb testing.TB, id raft.ServerID, server pb.PeerServiceServer) {
 	tb.Helper()
 	lis := bufconn.Listen(1 << 20)
 	gs := grpc.NewServer()
-	pb.RegisterPeerServiceServer(gs, &peerServer{node: node})
+	pb.RegisterPeerServiceServer(gs, server)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -23,6 +23,8 @@ const DefaultTimeout = 10 * time.Second
 const (
 	retryMin = 5 * time.Millisecond
 	retryMax = 100 * time.Millisecond
+	// lookAgain is how often a question under way is held against who leads now.
+	lookAgain = 25 * time.Millisecond
 )
 
 // Leadership is the part of *raft.Raft that tells who leads.
@@ -150,13 +152,34 @@ func (n *Node) ask(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("ask %s for a read index: %w", id, err)
 	}
+	var looking sync.WaitGroup
+	defer looking.Wait()
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.Ask)
 	defer cancel()
+	looking.Go(func() { n.giveUp(ctx, cancel, id) })
 	res, err := pb.NewPeerServiceClient(conn).ReadIndex(ctx, &pb.ReadIndexRequest{})
 	if err != nil {
 		return 0, fmt.Errorf("ask %s for a read index: %w", id, hastate.FromStatus(err))
 	}
 	return res.GetIndex(), nil
+}
+
+// giveUp cancels a question to a node once it does not lead any more: if its host
+// hangs or is gone, all reads here would wait for the answer until Ask is over.
+func (n *Node) giveUp(ctx context.Context, cancel context.CancelFunc, asked raft.ServerID) {
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, id := n.cfg.Raft.LeaderWithID(); id != asked {
+				cancel()
+				return
+			}
+		}
+	}
 }
 
 func (n *Node) notLeader() error {

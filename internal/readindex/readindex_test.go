@@ -216,7 +216,7 @@ func TestNode_Read(t *testing.T) {
 	followerWorld.state = raft.Follower
 	peers := fakePeers{}
 	leader, follower := newNode(t, leaderWorld, peers), newNode(t, followerWorld, peers)
-	peers.serve(t, "n1", leader)
+	peers.serve(t, "n1", &peerServer{node: leader})
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
@@ -231,6 +231,24 @@ func TestNode_Read(t *testing.T) {
 	wg.Wait()
 	if got := followerWorld.waitedFor(); len(got) != 20 || got[0] != 7 {
 		t.Fatalf("the follower waited for %v", got)
+	}
+}
+
+// A leader that hangs is not waited for once another one leads.
+func TestNode_ReadLeavesAFormerLeader(t *testing.T) {
+	leaderWorld, followerWorld := newWorld("n1"), newWorld("n1", "n2")
+	followerWorld.state = raft.Follower
+	peers, hung := fakePeers{}, &hungServer{asked: make(chan struct{}, 1)}
+	leader, follower := newNode(t, leaderWorld, peers), newNode(t, followerWorld, peers)
+	follower.cfg.Ask = time.Hour
+	peers.serve(t, "n1", hung)
+	peers.serve(t, "n2", &peerServer{node: leader})
+	done := make(chan error, 1)
+	go func() { done <- follower.Read(t.Context()) }()
+	<-hung.asked
+	followerWorld.locked(func() { followerWorld.leader = "n2" })
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 
