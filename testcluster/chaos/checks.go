@@ -188,7 +188,9 @@ func (r *run) finish(ctx context.Context) {
 	}
 	causeless := r.judgeCauses()
 	r.report.False = len(causeless)
-	r.report.FalsePerHour = float64(len(causeless)) / max(time.Since(r.began).Hours(), 1e-9)
+	now := clock.Boot{}.Now()
+	r.report.Observed = observed(r.history.faults, r.stage.groups, now.Add(-time.Since(r.began)), now).Hours()
+	r.report.FalsePerHour = float64(len(causeless)) / max(r.report.Observed, 1e-9)
 	r.add(r.leaks.grown())
 	r.report.LeaksJudged = r.leaks.judged()
 	if r.report.Rounds == 0 {
