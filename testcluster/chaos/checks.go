@@ -204,7 +204,9 @@ func (r *run) finish(ctx context.Context) {
 			until = r.history.faults[i+1].Epochs
 		}
 		moved := movedIn(all, f.Epochs, until)
-		r.report.addRound(f, r.stage.groups, within(r.history.requests, f.Began, f.Whole), moved, r.history.newLeader[f.Round])
+		requests := within(r.history.requests, f.Began, f.Whole)
+		r.judgeDark(f, requests)
+		r.report.addRound(f, r.stage.groups, requests, moved, r.history.newLeader[f.Round])
 		for _, t := range moved {
 			switch {
 			case isFailover(t):

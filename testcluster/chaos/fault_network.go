@@ -22,7 +22,7 @@ func networkFaults() []fault {
 		})},
 		{kind: "cut-uncounted", family: family, weight: 2, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
 		{kind: "late-answers-then-cut", family: family, weight: 1, alone: true, what: "all that comes to a primary is late, by almost as much as it accepts, then it is not heard any more", inject: lateAnswers},
-		{kind: "mute-leader", family: family, weight: 1, root: true, alone: true, what: "a leader that is not heard hears its successor while it still counts as one, and is given a write", inject: muteLeader},
+		{kind: "mute-leader", family: family, weight: 1, root: true, alone: true, dark: true, what: "a leader that is not heard hears its successor while it still counts as one, and is given a write", inject: muteLeader},
 		{kind: "cut-minority", family: family, weight: 2, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
 			return d.minority(s)
 		})},

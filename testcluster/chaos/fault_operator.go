@@ -21,6 +21,7 @@ func operatorFaults() []fault {
 		{kind: "switchover", family: family, weight: 5, must: true, what: "planned switchovers, one after the other", inject: switchovers},
 		{kind: "failover-force", family: family, weight: 3, must: true, what: "an operator's failover with force", inject: forcedFailover},
 		{kind: "pause-resume", family: family, weight: 1, harmless: true, what: "automatic failover is paused and resumed", inject: pauseResume},
+		{kind: "pause-lost", family: family, weight: 2, alone: true, must: true, dark: true, what: "automatic failover is paused and the primary is lost: nobody may take over until it is resumed", inject: pauseLost},
 		{kind: "concurrent-switchover", family: family, weight: 2, what: "two operators switch over at once, to different nodes", inject: concurrentSwitchovers},
 		{kind: "damaged-backup", family: family, weight: 1, harmless: true, must: true, what: "a backup with flipped bits is restored: it must be refused", inject: damagedBackup},
 	}
@@ -72,14 +73,47 @@ func forcedFailover(ctx context.Context, s *stage, d *draw) (broken, error) {
 	return b, nil
 }
 
+func (s *stage) pause(ctx context.Context, group string) error {
+	return s.call(ctx, client.Repeatable, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+		_, err := pb.NewGroupServiceClient(cc).Pause(ctx, &pb.PauseRequest{Group: group, Reason: "chaos"})
+		return err
+	})
+}
+
 func pauseResume(ctx context.Context, s *stage, d *draw) (broken, error) {
 	group := d.group(s)
 	b := broken{what: "automatic failover of " + group + " is paused", hold: d.lease}
 	b.then = func(ctx context.Context) error { return s.resume(ctx, group) }
-	return b, s.call(ctx, client.Repeatable, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-		_, err := pb.NewGroupServiceClient(cc).Pause(ctx, &pb.PauseRequest{Group: group, Reason: "chaos"})
-		return err
-	})
+	return b, s.pause(ctx, group)
+}
+
+// pauseLost takes the primary of a paused group away, with its node half of the
+// time. Whoever lets somebody else have it then does what the operator has forbidden.
+func pauseLost(ctx context.Context, s *stage, d *draw) (broken, error) {
+	group, node := d.group(s), d.IntN(2) == 0
+	if err := s.pause(ctx, group); err != nil {
+		return broken{}, err
+	}
+	h := s.primary(ctx, group)
+	if h == nil {
+		return broken{}, errNobody
+	}
+	b := broken{what: "automatic failover of " + group + " is paused, and the model servers of its primary " + h.NodeID() + " are killed", hold: d.above(), lost: s.held(ctx, h)}
+	if node {
+		b.what += ", with their node"
+	}
+	b.then = func(ctx context.Context) error {
+		groups, _, err := s.records(ctx)
+		if err != nil {
+			return err
+		}
+		var taken error
+		if by := groups[group].GetHolder(); by != "" && by != h.NodeID() {
+			taken = fmt.Errorf("%s has taken over %s, whose automatic failover is paused", by, group)
+		}
+		return errors.Join(taken, s.resume(ctx, group))
+	}
+	return b, s.kill(node, true, h)
 }
 
 func concurrentSwitchovers(ctx context.Context, s *stage, d *draw) (broken, error) {

@@ -26,7 +26,7 @@ var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node 
 	disk-stall power-cut power-cut-all disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-lie
-	switchover failover-force pause-resume concurrent-switchover late-grant damaged-backup old-log`)
+	switchover failover-force pause-resume pause-lost concurrent-switchover late-grant damaged-backup old-log`)
 
 var checks = []string{Linearizability, OnePrimary, ExactlyOnce, Watch, Convergence, Promotion, History, FalseFailover, Durability, Availability}
 
