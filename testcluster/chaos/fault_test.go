@@ -220,3 +220,15 @@ func TestJudgeDark(t *testing.T) {
 		}
 	}
 }
+
+// TestAdd: a check that finds much does not keep another one out of the report.
+func TestAdd(t *testing.T) {
+	r := &run{o: options{progress: io.Discard}}
+	for i := range 100 {
+		r.violate("history", "number %d", i)
+	}
+	r.violate("one-primary", "two leases")
+	if n := len(r.report.Violations); n != maxViolations+1 || r.report.Violations[n-1].Check != "one-primary" || r.report.Found != 101 {
+		t.Errorf("%d of %d violations are told, the last one is %v", n, r.report.Found, r.report.Violations[n-1])
+	}
+}

@@ -30,7 +30,7 @@ type report struct {
 	Faults      map[string]*kindReport `json:"faults"`
 	// Elections are changes of the Raft term, seen at chapters' ends.
 	Elections int `json:"elections"`
-	// Found is how many violations there were, Violations the first of them.
+	// Found is how many violations there were, Violations the first ones of each check.
 	Found      int                `json:"violations_found"`
 	Violations []record.Violation `json:"violations"`
 	False      int                `json:"false_failovers"`

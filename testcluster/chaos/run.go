@@ -35,6 +35,8 @@ type run struct {
 	history  history
 	leaks    leaks
 	chapters int
+	// told is how many violations of each check there were.
+	told map[string]int
 	// seen are all violations, lost is set by the first one after which there is
 	// nothing more to learn: the cluster did not come back.
 	seen map[record.Violation]bool
@@ -323,7 +325,7 @@ func (r *run) violate(check, format string, args ...any) {
 
 func (r *run) add(found []record.Violation) {
 	if r.seen == nil {
-		r.seen = map[record.Violation]bool{}
+		r.seen, r.told = map[record.Violation]bool{}, map[string]int{}
 	}
 	for _, v := range found {
 		if r.seen[v] {
@@ -334,13 +336,14 @@ func (r *run) add(found []record.Violation) {
 		r.ended = r.ended || slices.Contains(r.o.until, "any") || slices.Contains(r.o.until, v.Check)
 		r.report.Found++
 		r.say("VIOLATION %s: %s", v.Check, v.Text)
-		if len(r.report.Violations) < maxViolations {
+		if r.told[v.Check]++; r.told[v.Check] <= maxViolations {
 			r.report.Violations = append(r.report.Violations, v)
 		}
 	}
 }
 
-// maxViolations bounds the report.
-const maxViolations = 50
+// maxViolations bounds the report, for each check: one that finds much leaves room for
+// the others.
+const maxViolations = 10
 
 func (r *run) say(format string, args ...any) { fmt.Fprintf(r.o.progress, format+"\n", args...) }
