@@ -84,11 +84,14 @@ var leaseMutants = []Mutant{
 var holderMutants = []Mutant{
 	{
 		Name: "lease-renewed-when-sent",
-		What: "The holder counts a renewal when it sends it, not when it has committed: cut off from the log it never lets go.",
+		What: "The holder counts a renewal, and tells its instance of it, when it sends it, not when it has committed: cut off from the log it never lets go.",
 		Changes: []Change{{
 			File: "internal/holder/machine.go",
 			Old:  `		m.do(actRenew{epoch: m.lease.Epoch(), q: now, timeout: h.call})`,
 			New: `		m.lease = m.lease.Renewed(m.lease.Epoch(), now)
+		if h.counted() {
+			h.touchAt = min(h.touchAt, now)
+		}
 		m.do(actRenew{epoch: m.lease.Epoch(), q: now, timeout: h.call})`,
 		}},
 		Guarantee: "G1", Check: OnePrimary, Faults: "cut-primary", Limit: 2 * time.Minute,
