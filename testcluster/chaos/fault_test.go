@@ -232,3 +232,21 @@ func TestAdd(t *testing.T) {
 		t.Errorf("%d of %d violations are told, the last one is %v", n, r.report.Found, r.report.Violations[n-1])
 	}
 }
+
+// TestFinish: the end of a run judges how long groups were not served, and counts the
+// time in which a failover without a cause would have been seen.
+func TestFinish(t *testing.T) {
+	now := clock.Boot{}.Now()
+	r := &run{
+		stage: &stage{groups: []string{"g1"}}, draw: newDraw(1, time.Second), o: options{progress: io.Discard}, leaks: leaks{},
+		began: time.Now().Add(-time.Hour), lost: true, report: report{Rounds: 1, Faults: map[string]*kindReport{}},
+	}
+	r.history.faults = []record.Fault{{Round: 1, Kind: "kill-host", Began: now.Add(-time.Minute), Whole: now}}
+	r.finish(t.Context())
+	if len(r.report.Violations) != 1 || r.report.Violations[0].Check != "availability" {
+		t.Errorf("found %v", r.report.Violations)
+	}
+	if got := r.report.Observed; got < 58.0/60 || got > 60.0/60 {
+		t.Errorf("%v hours were observed", got)
+	}
+}
