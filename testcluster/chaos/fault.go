@@ -60,7 +60,7 @@ type broken struct {
 
 // faults are all, by family.
 func faults() []fault {
-	return slices.Concat(processFaults(), networkFaults(), deafFaults(), diskFaults(), clockFaults(), memberFaults(), lateFaults(), modelFaults(), operatorFaults())
+	return slices.Concat(processFaults(), networkFaults(), diskFaults(), clockFaults(), memberFaults(), lateFaults(), modelFaults(), operatorFaults())
 }
 
 // chosen are the faults that a flag names: "all", "none", kinds, families, or
@@ -157,9 +157,14 @@ func (d *draw) target(ctx context.Context, s *stage) (*rig.Host, string) {
 // minority is a set of members that leaves a majority.
 func (d *draw) minority(s *stage) []*rig.Host {
 	n := 1 + d.IntN(max(1, (len(s.members)-1)/2))
-	shuffled := slices.Clone(s.members)
-	d.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-	return shuffled[:n]
+	return d.shuffled(s)[:n]
+}
+
+// shuffled are all members, in any order.
+func (d *draw) shuffled(s *stage) []*rig.Host {
+	all := slices.Clone(s.members)
+	d.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
 }
 
 // pick draws one or two faults.

@@ -17,8 +17,7 @@ import (
 // take it for one (docs/adr/0004). The others come back before the emptied voter is
 // replaced, so that no more than one disk is ever lost.
 func lostDiskBehind(ctx context.Context, s *stage, d *draw) (broken, error) {
-	shuffled := slices.Clone(s.members)
-	d.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+	shuffled := d.shuffled(s)
 	away := d.lease + time.Duration(d.Float64()*float64(d.lease)/2)
 	leader := s.leader(ctx)
 	if leader == nil {

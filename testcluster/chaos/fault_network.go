@@ -23,6 +23,7 @@ func networkFaults() []fault {
 		{kind: "cut-uncounted", family: family, weight: 2, alone: true, what: "the primary's host is cut off, and its model server obeys Demote but does not count its lease", inject: cutUncounted},
 		{kind: "late-answers-then-cut", family: family, weight: 1, alone: true, what: "all that comes to a primary is late, by almost as much as it accepts, then it is not heard any more", inject: lateAnswers},
 		{kind: "mute-leader", family: family, weight: 1, root: true, alone: true, dark: true, what: "a leader that is not heard hears its successor while it still counts as one, and is given a write", inject: muteLeader},
+		{kind: "deaf-leader", family: family, weight: 1, what: "the leader is heard and hears nothing: others have what it can never know to be committed", inject: deafLeader},
 		{kind: "cut-minority", family: family, weight: 2, what: "a minority of the hosts is cut off", inject: cutting(func(_ context.Context, s *stage, d *draw) []*rig.Host {
 			return d.minority(s)
 		})},
@@ -137,6 +138,19 @@ func cutOneWay(ctx context.Context, s *stage, d *draw) (broken, error) {
 	}
 	b.what = who + " is not heard"
 	return b, s.between(these, others, rig.Policy{Cut: true})
+}
+
+// deafLeader cuts the ways to the leader. The others store what it sends until it
+// steps down, and commit it under the next leader: the outcome of those writes is
+// unknown to it and to its clients.
+func deafLeader(ctx context.Context, s *stage, d *draw) (broken, error) {
+	h := s.leader(ctx)
+	if h == nil {
+		return broken{}, errNobody
+	}
+	b := broken{what: fmt.Sprintf("the leader %s hears nothing", h.NodeID()), hold: d.above()}
+	these, others := s.sides(one(h))
+	return b, s.between(others, these, rig.Policy{Cut: true})
 }
 
 func cutPartial(ctx context.Context, s *stage, d *draw) (broken, error) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/hastate/hastate/testcluster/chaos/rig"
@@ -19,9 +18,7 @@ import (
 // they would elect one of them and go on without what they have acknowledged since.
 // Then they get their newer logs back.
 func oldLog(ctx context.Context, s *stage, d *draw) (broken, error) {
-	hosts := slices.Clone(s.members)
-	d.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
-	hosts = hosts[:len(hosts)/2+1]
+	hosts := d.shuffled(s)[:len(s.members)/2+1]
 	b := broken{what: names(hosts) + " come back with older copies of their logs"}
 	older, err := s.takeLogs(hosts)
 	if err != nil {
