@@ -333,3 +333,34 @@ func wantFenced(t *testing.T, err error, newest uint64) {
 		t.Fatalf("error is %v, want fenced by epoch %d", err, newest)
 	}
 }
+
+// graceful serves svc until the test ends or stops it.
+func graceful(t *testing.T, svc pb.InstanceServiceServer) (srv *grpc.Server, addr string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv = grpc.NewServer()
+	pb.RegisterInstanceServiceServer(srv, svc)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(lis)
+	}()
+	t.Cleanup(func() {
+		srv.Stop()
+		<-done
+	})
+	return srv, lis.Addr().String()
+}
+
+// refuses is nil if the port refuses connections.
+func refuses(addr string) error {
+	conn, err := net.Dial("tcp", addr)
+	if err == nil {
+		_ = conn.Close()
+		return errors.New("it accepts connections")
+	}
+	return nil
+}

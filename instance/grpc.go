@@ -33,6 +33,14 @@ type grpcInstance struct {
 	// verified is the newest epoch whose promotion was verified: a repeated
 	// Promote of it finds the server READY, or DRAINING.
 	verified uint64
+	// reading is the newest that is known of the server's clock, and readAt when it
+	// came; 0 if none is.
+	reading uint64
+	readAt  time.Time
+	// live is closed when the connection breaks over which Watch hears the server;
+	// nil if it hears nothing. While it is open the process lives, whatever its port
+	// says: a server that shuts down refuses connections first and works on.
+	live chan struct{}
 }
 
 func openGRPC(cfg Config) *grpcInstance { return &grpcInstance{cfg: cfg} }
@@ -97,6 +105,7 @@ func (g *grpcInstance) getInfo(ctx context.Context, client pb.InstanceServiceCli
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.Timeout)
 	defer cancel()
 	resp, err := client.GetInfo(ctx, &pb.GetInfoRequest{})
+	g.heardClock(resp.GetClockUs())
 	info := Info{Engine: text(resp.GetEngine()), EngineVersion: text(resp.GetEngineVersion()), Capabilities: resp.GetCapabilities()}
 	if status.Code(err) == codes.Unimplemented {
 		info, err = Info{Engine: KindGRPC}, nil
@@ -125,7 +134,61 @@ func (g *grpcInstance) knownInfo(ctx context.Context, client pb.InstanceServiceC
 func (g *grpcInstance) forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.info, g.verified = nil, 0
+	g.info, g.verified, g.reading = nil, 0, 0
+}
+
+// heardClock notes a reading of the server's clock.
+func (g *grpcInstance) heardClock(us uint64) {
+	if us == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reading, g.readAt = us, time.Now()
+}
+
+// Clock implements Instance.
+func (g *grpcInstance) Clock(ctx context.Context, maxAge time.Duration) uint64 {
+	g.mu.Lock()
+	reading, age, asked := g.reading, time.Since(g.readAt), g.info != nil
+	g.mu.Unlock()
+	if reading == 0 && asked || reading != 0 && age <= maxAge {
+		return reading
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxAge)
+	defer cancel()
+	if _, err := g.Info(ctx); err != nil {
+		return reading
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.reading
+}
+
+// gone reports whether the process certainly is gone: its port refuses connections, and
+// nothing is heard over one that it had accepted before. A connection that is breaking
+// is waited for as long as a look may take.
+func (g *grpcInstance) gone(ctx context.Context) (bool, error) {
+	where, err := look(ctx, g.cfg.Target, g.cfg.Timeout)
+	if where != refused {
+		return false, err
+	}
+	g.mu.Lock()
+	live := g.live
+	g.mu.Unlock()
+	if live != nil {
+		timer := time.NewTimer(g.cfg.Timeout)
+		defer timer.Stop()
+		select {
+		case <-live:
+		case <-timer.C:
+			return false, fmt.Errorf("its port refuses connections, and it is still heard over an older one: it is shutting down: %w", err)
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+	g.forget()
+	return true, err
 }
 
 func (g *grpcInstance) Load(ctx context.Context, model *pb.ModelRef) error {

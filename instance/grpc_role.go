@@ -24,9 +24,10 @@ func (g *grpcInstance) Promote(ctx context.Context, p Promotion) (*pb.ModelRef, 
 	defer cancel()
 	call, cancelCall := reserve(ctx, g.cfg.Timeout)
 	resp, err := client.Promote(call, &pb.PromoteRequest{
-		Group: p.Group, Epoch: p.Epoch, LeaseMs: uint32(p.Lease.Milliseconds()), Model: p.Model,
+		Group: p.Group, Epoch: p.Epoch, LeaseMs: uint32(p.Lease.Milliseconds()), Model: p.Model, ClockUs: p.Clock,
 	})
 	cancelCall()
+	g.heardClock(resp.GetClockUs())
 	switch {
 	case err == nil:
 		return g.verify(ctx, p, resp.GetModel())
@@ -42,8 +43,7 @@ func (g *grpcInstance) afterUnknownPromote(ctx context.Context, p Promotion, cau
 	if ctx.Err() != nil {
 		return nil, unknown
 	}
-	if where, err := look(ctx, g.cfg.Target, g.cfg.Timeout); where == refused {
-		g.forget()
+	if gone, err := g.gone(ctx); gone {
 		return nil, fmt.Errorf("promote instance %s: %w: its process is gone: %w", g.cfg.Target, hastate.ErrPrecondition, err)
 	}
 	st, full, err := g.current(ctx)
@@ -163,8 +163,7 @@ func (g *grpcInstance) afterUnknownDemote(ctx context.Context, d Demotion, cause
 	if ctx.Err() != nil {
 		return unknown
 	}
-	if where, _ := look(ctx, g.cfg.Target, g.cfg.Timeout); where == refused {
-		g.forget()
+	if gone, _ := g.gone(ctx); gone {
 		return nil
 	}
 	st, full, err := g.current(ctx)

@@ -91,6 +91,7 @@ func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) error
 	if err != nil {
 		return err
 	}
+	defer g.setLive()()
 	if info.Has(pb.Capability_CAPABILITY_STATUS) {
 		err = g.stream(ctx, client, emit)
 		if status.Code(err) != codes.Unimplemented {
@@ -99,6 +100,22 @@ func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) error
 		g.cfg.Logger.Warn("instance: declares STATUS and does not implement WatchStatus", "target", g.cfg.Target)
 	}
 	return g.poll(ctx, conn, emit)
+}
+
+// setLive notes that the server is heard; the returned function, that it is no more.
+func (g *grpcInstance) setLive() (end func()) {
+	live := make(chan struct{})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.live = live
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		close(live)
+		if g.live == live {
+			g.live = nil
+		}
+	}
 }
 
 // stream passes on what WatchStatus sends.
@@ -124,6 +141,7 @@ func (g *grpcInstance) stream(ctx context.Context, client pb.InstanceServiceClie
 			return err
 		}
 		watchdog.Reset(patience)
+		g.heardClock(msg.GetClockUs())
 		if !emit(event{kind: heard, status: statusOf(msg)}) {
 			return ctx.Err()
 		}

@@ -21,6 +21,11 @@ type Instance interface {
 	// least once an interval, until ctx ends; it returns ctx's error. report must
 	// not block for long: it delays the next report.
 	Watch(ctx context.Context, report func(Status)) error
+	// Clock is a reading of the server's own clock that was received before Clock
+	// returned, for Promotion.Clock; 0 if the server shows none. If the newest one is
+	// older than maxAge, the server is asked, for at most maxAge: an older reading
+	// makes the server's lease shorter, and never longer.
+	Clock(ctx context.Context, maxAge time.Duration) uint64
 	// Load brings a model into memory. ErrPrecondition if the server cannot.
 	Load(ctx context.Context, model *pb.ModelRef) error
 	// Promote makes the server the primary under an epoch and verifies it. It
@@ -70,6 +75,9 @@ type Promotion struct {
 	Epoch uint64
 	// Lease is what is left of it; 0: the server is not to count it.
 	Lease time.Duration
+	// Clock is what the server's own clock showed before Lease was worked out: the
+	// server counts Lease from there, however late the order comes; 0: not known.
+	Clock uint64
 	// Model is what is to be served, nil for whatever there is.
 	Model *pb.ModelRef
 }

@@ -93,6 +93,9 @@ func (p *probed) probeTCP(ctx context.Context) event {
 	return event{kind: failed, reason: text(err.Error())}
 }
 
+// Clock: such a server counts no lease.
+func (p *probed) Clock(context.Context, time.Duration) uint64 { return 0 }
+
 // Promote runs the hook, if there is one, and then takes a fresh look.
 func (p *probed) Promote(ctx context.Context, pr Promotion) (*pb.ModelRef, error) {
 	pr, err := pr.checked()

@@ -7,6 +7,7 @@
 package clock
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -22,6 +23,19 @@ func (i Instant) Add(d time.Duration) Instant { return i + Instant(d) }
 
 // Sub returns the time from j to i.
 func (i Instant) Sub(j Instant) time.Duration { return time.Duration(i - j) }
+
+// Micros is the instant as it is sent: rounded down, so that a lease that is counted
+// from it is never longer. It says nothing to another machine.
+func (i Instant) Micros() uint64 { return uint64(max(i, 0) / 1000) }
+
+// FromMicros is the instant that Micros was of, or up to a microsecond before it.
+func FromMicros(us uint64) Instant { return Instant(min(us, math.MaxInt64/1000) * 1000) }
+
+// Millis is a duration in whole milliseconds, rounded up: what took any time at all is
+// not 0, which stands for not measured.
+func Millis(d time.Duration) uint64 {
+	return uint64(max(d, 0)+time.Millisecond-1) / uint64(time.Millisecond)
+}
 
 // Clock tells the time.
 type Clock interface {

@@ -236,7 +236,7 @@ func (m *machine) tickFenced(now clock.Instant) {
 	}
 	m.do(actRelease{timeout: m.hold.call, cmd: &pb.Release{
 		Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), Reason: cut(reason), PromoteFailed: f.promoteFailed,
-		DetectMs: uint64(now.Sub(f.since).Milliseconds()),
+		DetectMs: clock.Millis(now.Sub(f.since)),
 	}})
 }
 

@@ -230,7 +230,7 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 	m.failures, m.unwillingUntil = 0, 0
 	m.phase = phaseServing
 	m.clean.needed = false // what it served under before, it does not any more
-	h.promoted, h.promotedAt, h.promoteMS = e.model, now, uint64(now.Sub(h.took).Milliseconds())
+	h.promoted, h.promotedAt, h.promoteMS = e.model, now, clock.Millis(now.Sub(h.took))
 	h.serveAt = now
 	m.beginTouch(now)
 	if now < m.lease.FenceAt(h.margin) {

@@ -310,15 +310,29 @@ func (l *loop) promote(a actPromote) {
 	}
 	l.cancelPromote = l.call(timeout, func(ctx context.Context) event {
 		ev := evPromoted{epoch: a.lease.Epoch(), touch: a.touch, until: end}
+		// Before our own clock is read: so the server's lease, counted from this reading,
+		// ends before ours does, however long the order is under way and whether or not
+		// this process is there when it arrives.
+		reading := l.cfg.Instance.Clock(ctx, readingAge(a))
 		now := l.cfg.Clock.Now()
 		left := end.Sub(now)
 		if !a.lease.ValidAt(now) || left < time.Millisecond {
 			ev.err = errLapsed
 			return ev
 		}
-		ev.model, ev.err = l.cfg.Instance.Promote(ctx, Promotion{Group: l.cfg.Group, Epoch: ev.epoch, Lease: left, Model: a.model})
+		ev.model, ev.err = l.cfg.Instance.Promote(ctx, Promotion{Group: l.cfg.Group, Epoch: ev.epoch, Lease: left, Clock: reading, Model: a.model})
 		return ev
 	})
+}
+
+// readingAge is how old a reading of the server's clock may be: what is lost of the
+// lease. The answer to each renewal brings a new one; for a promotion the server is
+// asked.
+func readingAge(a actPromote) time.Duration {
+	if a.touch {
+		return a.lease.TTL() / 4
+	}
+	return a.lease.TTL() / 32
 }
 
 func (l *loop) demote(a actDemote) {

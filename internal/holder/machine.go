@@ -249,7 +249,7 @@ func (m *machine) tickHeld(now clock.Instant) {
 		h.serving, h.serveAt = true, never
 		m.do(actServe{lease: m.lease, timeout: h.call, cmd: &pb.Serving{
 			Group: m.group, Holder: m.node, Epoch: m.lease.Epoch(), PromoteMs: h.promoteMS, Model: cutModel(h.promoted),
-			ServeMs: uint64(now.Sub(h.promotedAt).Milliseconds()),
+			ServeMs: clock.Millis(now.Sub(h.promotedAt)),
 		}})
 	}
 	m.tickTouch(now)

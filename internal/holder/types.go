@@ -4,6 +4,7 @@ package holder
 
 import (
 	"context"
+	"time"
 
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/clock"
@@ -16,6 +17,9 @@ type Instance interface {
 	Info(ctx context.Context) (Info, error)
 	// Watch blocks until ctx ends; it reports at once and on every change.
 	Watch(ctx context.Context, report func(Status)) error
+	// Clock is a reading of the server's own clock, at most about maxAge old; 0 if it
+	// shows none.
+	Clock(ctx context.Context, maxAge time.Duration) uint64
 	// Load brings a model into memory. ErrPrecondition if the server cannot.
 	Load(ctx context.Context, model *pb.ModelRef) error
 	// Promote returns what is served, nil if the server does not say.

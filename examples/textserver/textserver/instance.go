@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
@@ -28,7 +29,7 @@ func (s *Server) GetInfo(ctx context.Context, _ *pb.GetInfoRequest) (*pb.GetInfo
 	}
 	return &pb.GetInfoResponse{Engine: ModelName, EngineVersion: "1", Capabilities: []pb.Capability{
 		pb.Capability_CAPABILITY_STATUS, pb.Capability_CAPABILITY_LEASE, pb.Capability_CAPABILITY_DRAIN, pb.Capability_CAPABILITY_LOAD,
-	}}, nil
+	}, ClockUs: s.clock.Now().Micros()}, nil
 }
 
 // WatchStatus sends the status at once, on every change and each interval.
@@ -44,7 +45,7 @@ func (s *Server) WatchStatus(req *pb.WatchStatusRequest, stream grpc.ServerStrea
 			return hastate.ToStatus(err)
 		}
 		st, changed := s.role.status()
-		st.StepsTotal = s.steps.Load()
+		st.StepsTotal, st.ClockUs = s.steps.Load(), s.clock.Now().Micros()
 		if ref := s.ref(); ref != nil {
 			st.Models = []*pb.ModelRef{ref}
 		}
@@ -102,11 +103,28 @@ func (s *Server) Promote(ctx context.Context, req *pb.PromoteRequest) (*pb.Promo
 		return nil, hastate.ToStatus(err)
 	}
 	lease := time.Duration(req.GetLeaseMs()) * time.Millisecond
-	if err := s.role.promote(req.GetEpoch(), received, lease); err != nil {
+	from, err := leaseFrom(req.GetClockUs(), received)
+	if err == nil {
+		err = s.role.promote(req.GetEpoch(), from, lease)
+	}
+	if err != nil {
 		return nil, hastate.ToStatus(err)
 	}
 	st, _ := s.role.status()
-	return &pb.PromoteResponse{State: st.GetState(), Model: s.ref()}, nil
+	return &pb.PromoteResponse{State: st.GetState(), Model: s.ref(), ClockUs: s.clock.Now().Micros()}, nil
+}
+
+// leaseFrom is from when a lease counts: from what our clock showed when the node heard
+// of it, since the order may have been under way for longer than the lease.
+func leaseFrom(reading uint64, received clock.Instant) (clock.Instant, error) {
+	if reading == 0 {
+		return received, nil
+	}
+	from := clock.FromMicros(reading)
+	if from > received {
+		return 0, fmt.Errorf("%w: clock_us is %v ahead of this server's clock: it was another server's", hastate.ErrPrecondition, from.Sub(received))
+	}
+	return from, nil
 }
 
 // promote checks an order and, unless it only renews, tests the model.

@@ -343,3 +343,39 @@ func TestParse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestServer_LatePromote: an order that was under way for longer than its lease, because
+// this process was stopped or the network held it, begins no lease. Its sender may be
+// gone, and another instance the primary.
+func TestServer_LatePromote(t *testing.T) {
+	c := &clock.Fake{}
+	c.Advance(time.Hour)
+	s := start(t, Config{Clock: c})
+	info, err := s.node.GetInfo(t.Context(), &pb.GetInfoRequest{})
+	if err != nil || info.GetClockUs() == 0 {
+		t.Fatal(info, err)
+	}
+	order := &pb.PromoteRequest{Group: "default", Epoch: 5, LeaseMs: 1000, ClockUs: info.GetClockUs()}
+	c.Advance(2 * time.Second)
+	if _, err := s.node.Promote(t.Context(), order); !errors.Is(hastate.FromStatus(err), hastate.ErrPrecondition) {
+		t.Fatalf("a promotion whose lease has passed: %v", err)
+	}
+	order.ClockUs = c.Now().Add(time.Second).Micros()
+	if _, err := s.node.Promote(t.Context(), order); !errors.Is(hastate.FromStatus(err), hastate.ErrPrecondition) {
+		t.Fatalf("a reading that is ahead of the clock: %v", err)
+	}
+	order.ClockUs = c.Now().Add(-900 * time.Millisecond).Micros()
+	resp, err := s.node.Promote(t.Context(), order)
+	if err != nil || resp.GetClockUs() != c.Now().Micros() {
+		t.Fatal(resp, err)
+	}
+	term, leave, err := s.role.enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leave()
+	c.Advance(100 * time.Millisecond) // a whole lease since the reading
+	if err := s.role.valid(term); !errors.Is(err, errLeaseOver) {
+		t.Fatalf("the lease is counted from the receipt: %v", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ type Server struct {
 	changed  chan struct{}
 	info     holder.Info
 	calls    []string
+	clock    func() uint64
+	orders   []holder.Promotion
 	// What to do, nil for what is right.
 	onPromote func(context.Context) error
 	onDemote  func(context.Context) error
@@ -73,6 +76,13 @@ func (s *Server) Promoted() uint64 {
 	return s.promoted
 }
 
+// Promotions lists the orders to become the primary, renewals included.
+func (s *Server) Promotions() []holder.Promotion {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.orders)
+}
+
 // Calls lists what was called.
 func (s *Server) Calls() []string {
 	s.mu.Lock()
@@ -109,6 +119,23 @@ func (s *Server) Watch(ctx context.Context, report func(holder.Status)) error {
 	}
 }
 
+// Clock is shown as set by ShowClock.
+func (s *Server) Clock(context.Context, time.Duration) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.clock == nil {
+		return 0
+	}
+	return s.clock()
+}
+
+// ShowClock sets what Clock returns; it is called with the server's lock held.
+func (s *Server) ShowClock(clock func() uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock = clock
+}
+
 // Load makes it READY, if it can.
 func (s *Server) Load(_ context.Context, m *pb.ModelRef) error {
 	s.mu.Lock()
@@ -134,6 +161,7 @@ func (s *Server) Load(_ context.Context, m *pb.ModelRef) error {
 func (s *Server) Promote(ctx context.Context, p holder.Promotion) (*pb.ModelRef, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, fmt.Sprintf("promote %d", p.Epoch))
+	s.orders = append(s.orders, p)
 	f := s.onPromote
 	s.mu.Unlock()
 	if f != nil {

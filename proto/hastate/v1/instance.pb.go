@@ -35,7 +35,8 @@ const (
 	// WatchStatus is implemented.
 	Capability_CAPABILITY_STATUS Capability = 3
 	// The server counts lease_ms itself and stops serving when it has passed; it
-	// wants Promote repeated under the same epoch to renew it.
+	// wants Promote repeated under the same epoch to renew it. It should show its
+	// clock: without that a Promote that comes late begins a lease that is over.
 	Capability_CAPABILITY_LEASE Capability = 4
 )
 
@@ -301,6 +302,8 @@ type GetInfoResponse struct {
 	// Version of the server program.
 	EngineVersion string       `protobuf:"bytes,2,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
 	Capabilities  []Capability `protobuf:"varint,3,rep,packed,name=capabilities,proto3,enum=hastate.v1.Capability" json:"capabilities,omitempty"`
+	// See WatchStatusResponse.clock_us.
+	ClockUs       uint64 `protobuf:"varint,4,opt,name=clock_us,json=clockUs,proto3" json:"clock_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -354,6 +357,13 @@ func (x *GetInfoResponse) GetCapabilities() []Capability {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *GetInfoResponse) GetClockUs() uint64 {
+	if x != nil {
+		return x.ClockUs
+	}
+	return 0
 }
 
 type WatchStatusRequest struct {
@@ -417,7 +427,12 @@ type WatchStatusResponse struct {
 	// engine from a saturated one.
 	StepsTotal uint64 `protobuf:"varint,7,opt,name=steps_total,json=stepsTotal,proto3" json:"steps_total,omitempty"`
 	// Why the state is what it is, for people.
-	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the clock showed on which the server counts leases, when this was sent, in
+	// microseconds; 0: the server does not say. It has to be a clock of the machine that
+	// goes on while the machine is suspended and that no process begins anew, such as
+	// Linux' CLOCK_BOOTTIME.
+	ClockUs       uint64 `protobuf:"varint,9,opt,name=clock_us,json=clockUs,proto3" json:"clock_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +521,13 @@ func (x *WatchStatusResponse) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *WatchStatusResponse) GetClockUs() uint64 {
+	if x != nil {
+		return x.ClockUs
+	}
+	return 0
 }
 
 type LoadRequest struct {
@@ -602,10 +624,16 @@ type PromoteRequest struct {
 	// Fencing token: the log index of the grant.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Milliseconds for which the lease is valid without renewal, counted from
-	// the receipt of this call.
+	// clock_us.
 	LeaseMs uint32 `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	// Model to serve; unset if the group asks for none.
-	Model         *ModelRef `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelRef `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
+	// What the server's own clock showed, as it had said before the node worked out
+	// lease_ms. A call may be under way for any time, and its sender may be gone: counted
+	// from its receipt a lease would begin that nobody has. A server refuses a reading
+	// that is ahead of its clock, and a lease that has passed, with FAILED_PRECONDITION.
+	// 0: the server has never said; the lease is counted from the receipt.
+	ClockUs       uint64 `protobuf:"varint,5,opt,name=clock_us,json=clockUs,proto3" json:"clock_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -668,11 +696,20 @@ func (x *PromoteRequest) GetModel() *ModelRef {
 	return nil
 }
 
+func (x *PromoteRequest) GetClockUs() uint64 {
+	if x != nil {
+		return x.ClockUs
+	}
+	return 0
+}
+
 type PromoteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	State InstanceState          `protobuf:"varint,1,opt,name=state,proto3,enum=hastate.v1.InstanceState" json:"state,omitempty"`
 	// Model that is being served.
-	Model         *ModelRef `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelRef `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// See WatchStatusResponse.clock_us.
+	ClockUs       uint64 `protobuf:"varint,3,opt,name=clock_us,json=clockUs,proto3" json:"clock_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -719,6 +756,13 @@ func (x *PromoteResponse) GetModel() *ModelRef {
 		return x.Model
 	}
 	return nil
+}
+
+func (x *PromoteResponse) GetClockUs() uint64 {
+	if x != nil {
+		return x.ClockUs
+	}
+	return 0
 }
 
 type DemoteRequest struct {
@@ -938,14 +982,15 @@ const file_hastate_v1_instance_proto_rawDesc = "" +
 	"\n" +
 	"\x19hastate/v1/instance.proto\x12\n" +
 	"hastate.v1\x1a\x17hastate/v1/common.proto\"\x10\n" +
-	"\x0eGetInfoRequest\"\x8c\x01\n" +
+	"\x0eGetInfoRequest\"\xa7\x01\n" +
 	"\x0fGetInfoResponse\x12\x16\n" +
 	"\x06engine\x18\x01 \x01(\tR\x06engine\x12%\n" +
 	"\x0eengine_version\x18\x02 \x01(\tR\rengineVersion\x12:\n" +
-	"\fcapabilities\x18\x03 \x03(\x0e2\x16.hastate.v1.CapabilityR\fcapabilities\"5\n" +
+	"\fcapabilities\x18\x03 \x03(\x0e2\x16.hastate.v1.CapabilityR\fcapabilities\x12\x19\n" +
+	"\bclock_us\x18\x04 \x01(\x04R\aclockUs\"5\n" +
 	"\x12WatchStatusRequest\x12\x1f\n" +
 	"\vinterval_ms\x18\x01 \x01(\rR\n" +
-	"intervalMs\"\x9e\x02\n" +
+	"intervalMs\"\xb9\x02\n" +
 	"\x13WatchStatusResponse\x12/\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x19.hastate.v1.InstanceStateR\x05state\x12$\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x10.hastate.v1.RoleR\x04role\x12\x14\n" +
@@ -955,19 +1000,22 @@ const file_hastate_v1_instance_proto_rawDesc = "" +
 	"\x06queued\x18\x06 \x01(\rR\x06queued\x12\x1f\n" +
 	"\vsteps_total\x18\a \x01(\x04R\n" +
 	"stepsTotal\x12\x16\n" +
-	"\x06reason\x18\b \x01(\tR\x06reason\"9\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x19\n" +
+	"\bclock_us\x18\t \x01(\x04R\aclockUs\"9\n" +
 	"\vLoadRequest\x12*\n" +
 	"\x05model\x18\x01 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\"?\n" +
 	"\fLoadResponse\x12/\n" +
-	"\x05state\x18\x01 \x01(\x0e2\x19.hastate.v1.InstanceStateR\x05state\"\x83\x01\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x19.hastate.v1.InstanceStateR\x05state\"\x9e\x01\n" +
 	"\x0ePromoteRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x19\n" +
 	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12*\n" +
-	"\x05model\x18\x04 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\"n\n" +
+	"\x05model\x18\x04 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\x12\x19\n" +
+	"\bclock_us\x18\x05 \x01(\x04R\aclockUs\"\x89\x01\n" +
 	"\x0fPromoteResponse\x12/\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x19.hastate.v1.InstanceStateR\x05state\x12*\n" +
-	"\x05model\x18\x02 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\"\x88\x01\n" +
+	"\x05model\x18\x02 \x01(\v2\x14.hastate.v1.ModelRefR\x05model\x12\x19\n" +
+	"\bclock_us\x18\x03 \x01(\x04R\aclockUs\"\x88\x01\n" +
 	"\rDemoteRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12*\n" +

@@ -34,7 +34,7 @@ func (s *server) GetInfo(ctx context.Context, _ *pb.GetInfoRequest) (*pb.GetInfo
 	}
 	return &pb.GetInfoResponse{Engine: "chaos-model", EngineVersion: "1", Capabilities: []pb.Capability{
 		pb.Capability_CAPABILITY_STATUS, pb.Capability_CAPABILITY_LEASE, pb.Capability_CAPABILITY_DRAIN, pb.Capability_CAPABILITY_LOAD,
-	}}, nil
+	}, ClockUs: s.clockMicros()}, nil
 }
 
 // Load has nothing to do.
@@ -104,6 +104,7 @@ func (s *server) status() (st *pb.WatchStatusResponse, leaseChanged, faultsChang
 	is := s.lease.standing(now)
 	st = &pb.WatchStatusResponse{
 		State: pb.InstanceState_INSTANCE_STATE_READY, Role: pb.Role_ROLE_STANDBY, Epoch: is.epoch, InFlight: uint32(is.working),
+		ClockUs: now.Micros(),
 	}
 	if is.primary {
 		st.Role = pb.Role_ROLE_PRIMARY
@@ -134,16 +135,28 @@ func (s *server) checkOrder(group string, epoch uint64) error {
 }
 
 // Promote makes the server the primary, or renews its lease, which is counted from
-// the receipt of the call, however long the call takes.
+// what its clock had shown before the node worked it out, however late the call comes
+// and however long it takes.
 func (s *server) Promote(ctx context.Context, req *pb.PromoteRequest) (*pb.PromoteResponse, error) {
-	_, received := s.now()
-	if err := s.promote(ctx, req, received); err != nil {
+	_, from := s.now()
+	if us := req.GetClockUs(); us != 0 {
+		if clock.FromMicros(us) > from {
+			return nil, hastate.ToStatus(fmt.Errorf("%w: clock_us is ahead of this server's clock", hastate.ErrPrecondition))
+		}
+		from = clock.FromMicros(us)
+	}
+	if err := s.promote(ctx, req, from); err != nil {
 		return nil, hastate.ToStatus(err)
 	}
-	return &pb.PromoteResponse{State: pb.InstanceState_INSTANCE_STATE_READY}, nil
+	return &pb.PromoteResponse{State: pb.InstanceState_INSTANCE_STATE_READY, ClockUs: s.clockMicros()}, nil
 }
 
-func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, received clock.Instant) error {
+func (s *server) clockMicros() uint64 {
+	_, shown := s.now()
+	return shown.Micros()
+}
+
+func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, from clock.Instant) error {
 	if err := s.faults.wait(ctx); err != nil {
 		return err
 	}
@@ -167,7 +180,7 @@ func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, received c
 		}
 	}
 	at, now := s.now()
-	return s.lease.promote(req.GetEpoch(), received, now, time.Duration(req.GetLeaseMs())*time.Millisecond, func() error {
+	return s.lease.promote(req.GetEpoch(), from, now, time.Duration(req.GetLeaseMs())*time.Millisecond, func() error {
 		return s.promotions.Write(record.Promotion{Node: s.cfg.node, Group: s.cfg.group, Epoch: req.GetEpoch(), At: at})
 	})
 }

@@ -75,16 +75,16 @@ func (l *lease) admitLocked(epoch uint64, now clock.Instant) (running bool, err 
 	return epoch == l.newest && now < l.until, nil
 }
 
-// promote begins or renews the lease of an epoch. It is counted from received, and
+// promote begins or renews the lease of an epoch. It is counted from from, and
 // shorter than it is by what a clock may be wrong. note writes down that an epoch
 // begins: before anybody can be told of it, so that who is told finds it written.
-func (l *lease) promote(epoch uint64, received, now clock.Instant, ttl time.Duration, note func() error) error {
+func (l *lease) promote(epoch uint64, from, now clock.Instant, ttl time.Duration, note func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, err := l.admitLocked(epoch, now); err != nil {
 		return err
 	}
-	if epoch != l.noted && now < received.Add(election.HolderTTL(ttl)) {
+	if epoch != l.noted && now < from.Add(election.HolderTTL(ttl)) {
 		if err := note(); err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func (l *lease) promote(epoch uint64, received, now clock.Instant, ttl time.Dura
 		l.over = false
 	}
 	l.served = epoch
-	l.until = max(l.until, received.Add(election.HolderTTL(ttl)))
+	l.until = max(l.until, from.Add(election.HolderTTL(ttl)))
 	l.touch()
 	if now >= l.until {
 		return fmt.Errorf("%w: the lease had passed before the promotion was done: ask again with a longer one", hastate.ErrPrecondition)

@@ -64,6 +64,29 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// TestLatePromote: an order that was under way for longer than its lease begins none.
+func TestLatePromote(t *testing.T) {
+	r := start(t, 1)
+	reading := r.look().GetClockUs()
+	if reading == 0 {
+		t.Fatal("the status shows no clock")
+	}
+	order := func(us uint64) error {
+		_, err := r.Promote(r.within(), &pb.PromoteRequest{Group: "g", Epoch: 5, LeaseMs: 1000, ClockUs: us})
+		return hastate.FromStatus(err)
+	}
+	r.clock.Advance(2 * time.Second)
+	want(t, "a lease that has passed", order(reading), hastate.ErrPrecondition)
+	want(t, "a reading ahead of the clock", order(reading+60_000_000), hastate.ErrPrecondition)
+	if err := order(reading + 1_900_000); err != nil {
+		t.Fatal(err)
+	}
+	r.clock.Advance(900 * time.Millisecond) // a whole lease since the reading
+	if _, err := r.generate(r.within()); err == nil {
+		t.Fatal("the lease is counted from the receipt")
+	}
+}
+
 func TestFencing(t *testing.T) {
 	r := start(t, 1)
 	want(t, "promote 5", r.promote(5, time.Minute), nil)
