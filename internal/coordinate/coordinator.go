@@ -195,7 +195,7 @@ func (c *Coordinator) consider(g *pb.Group) time.Duration {
 	case d.Do == election.ProposeCalm:
 		c.attempt(s, func(ctx context.Context) { c.calm(ctx, g) })
 	case d.Do == election.Elect, left > 0 && early <= 0:
-		since := s.since
+		since := s.vacantSince(g)
 		c.attempt(s, func(ctx context.Context) { c.elected(s, g, c.lookFor(ctx, g, since)) })
 	case left > 0:
 		return min(early, d.Wait)
@@ -219,6 +219,16 @@ func (c *Coordinator) remember(s *standing, g *pb.Group) {
 	if s.nextTry != 0 && s.tries > 0 && c.newestInstance(g.GetName()) != s.newest {
 		s.nextTry = 0
 	}
+}
+
+// vacantSince is since when the group, as it is now, has had no holder; 0 if it has one.
+// An attempt may begin before a lease ends: what the time of an earlier vacancy was is
+// none of its business. The caller holds mu.
+func (s *standing) vacantSince(g *pb.Group) clock.Instant {
+	if g.GetPhase() != pb.GroupPhase_GROUP_PHASE_VACANT || s.vacant != g.GetEpoch() {
+		return 0
+	}
+	return s.since
 }
 
 // attempt runs fn aside. The caller holds mu and has seen that nothing is under

@@ -155,7 +155,7 @@ func (c *Coordinator) grant(ctx context.Context, g *pb.Group, ch choice, d elect
 	cmd := &pb.Grant{
 		Group: g.GetName(), Holder: to, TtlMs: c.ttlMS(g), IfEpoch: g.GetEpoch(), IfLastRenew: g.GetLastRenew(),
 		Nomination: number, Kind: kind, Reason: cut(reason), DetectedBy: by,
-		DetectMs: uint64(max(detect, 0).Milliseconds()), GrantMs: uint64(max(now.Sub(since), 0).Milliseconds()),
+		DetectMs: clock.Millis(detect), GrantMs: clock.Millis(now.Sub(since)),
 	}
 	epoch, err := c.propose(ctx, g, number, &pb.Command{Op: &pb.Command_Grant{Grant: cmd}})
 	if err != nil {

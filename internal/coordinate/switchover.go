@@ -13,6 +13,7 @@ import (
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/election"
+	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
@@ -54,7 +55,7 @@ func (c *Coordinator) switchover(ctx context.Context, o *order, g *pb.Group, req
 		return nil, err
 	}
 	epoch, to, err := c.handover(ctx, g, ranked, reason, func() uint64 {
-		return uint64(c.cfg.Clock.Now().Sub(begun).Milliseconds())
+		return clock.Millis(c.cfg.Clock.Now().Sub(begun))
 	})
 	if err == nil {
 		var t *pb.Transition
