@@ -49,12 +49,21 @@ func one(h *rig.Host) []*rig.Host {
 	return []*rig.Host{h}
 }
 
-// between sets the policy of the links from the hosts of a to those of b.
+// between sets the policy of the links from the hosts of a to those of b. A link that
+// is cut stays so if another fault only makes it bad: of two faults that are drawn
+// together none may put right what the other has broken.
 func (s *stage) between(a, b []int, p rig.Policy) error {
 	for _, from := range a {
 		for _, to := range b {
 			if from == to {
 				continue
+			}
+			p, link := p, [2]int{from, to}
+			switch {
+			case p.Cut || p == (rig.Policy{}):
+				s.cuts[link] = p.Cut
+			case s.cuts[link]:
+				p.Cut = true
 			}
 			if err := s.rig.Link(from, to).Set(p); err != nil {
 				return fmt.Errorf("link from %d to %d: %w", from, to, err)
@@ -167,7 +176,11 @@ func cutPartial(ctx context.Context, s *stage, d *draw) (broken, error) {
 func flap(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
 	these, others := s.sides(one(h))
+	others = slices.DeleteFunc(others, func(i int) bool { return s.cuts[[2]int{i, h.Index()}] || s.cuts[[2]int{h.Index(), i}] })
 	b := broken{what: "the links of " + who + " flap"}
+	if len(others) == 0 {
+		return b, errNobody
+	}
 	b.then = func(ctx context.Context) error {
 		for i := range 10 {
 			p := rig.Policy{Cut: i%2 == 0}

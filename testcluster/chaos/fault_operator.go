@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,8 +28,27 @@ func operatorFaults() []fault {
 	}
 }
 
-// moveTimeout bounds one switchover or failover.
-const moveTimeout = 10 * time.Second
+const (
+	// moveTimeout bounds one switchover or failover.
+	moveTimeout = 10 * time.Second
+	// longestBackoff is a little more than a candidate backs off after promotions that
+	// failed, which the round before may have brought about.
+	longestBackoff = 35 * time.Second
+)
+
+// patiently repeats an order that is refused because candidates back off: the cluster
+// is whole, and yet it may say so for a while.
+func patiently(ctx context.Context, order func() error) error {
+	for until := time.Now().Add(longestBackoff); ; {
+		err := order()
+		if err == nil || !strings.Contains(err.Error(), "backs off after a failed promotion") || time.Now().After(until) {
+			return err
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
 
 func (s *stage) switchover(ctx context.Context, group, to string, timeout time.Duration) error {
 	return s.order(ctx, timeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
@@ -44,7 +64,7 @@ func switchovers(ctx context.Context, s *stage, d *draw) (broken, error) {
 		var errs []error
 		for i := range n {
 			group := d.group(s)
-			if err := s.switchover(ctx, group, "", moveTimeout); err != nil {
+			if err := patiently(ctx, func() error { return s.switchover(ctx, group, "", moveTimeout) }); err != nil {
 				errs = append(errs, fmt.Errorf("switchover %d, of %s: %w", i+1, group, err))
 			}
 		}
@@ -60,9 +80,11 @@ func forcedFailover(ctx context.Context, s *stage, d *draw) (broken, error) {
 		var errs []error
 		for i := range n {
 			group := d.group(s)
-			err := s.order(ctx, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
-				_, err := pb.NewGroupServiceClient(cc).Failover(ctx, &pb.FailoverRequest{Group: group, Force: true, Reason: "chaos"})
-				return err
+			err := patiently(ctx, func() error {
+				return s.order(ctx, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
+					_, err := pb.NewGroupServiceClient(cc).Failover(ctx, &pb.FailoverRequest{Group: group, Force: true, Reason: "chaos"})
+					return err
+				})
 			})
 			if err != nil {
 				errs = append(errs, fmt.Errorf("failover %d, of %s: %w", i+1, group, err))

@@ -41,6 +41,8 @@ type stage struct {
 	// downed are the hosts whose node this run has ended, or not started: any other
 	// node that is not running has ended by itself.
 	downed map[*rig.Host]bool
+	// cuts are the links, from and to, that a fault has cut.
+	cuts map[[2]int]bool
 	// ended are nodes that ended by themselves; the run looks and empties it.
 	ended []exited
 	// joined counts the nodes that were ever made, for their names.
@@ -51,7 +53,7 @@ type stage struct {
 
 func openStage(ctx context.Context, o options, dir, images string, say func(string, ...any)) (*stage, error) {
 	s := &stage{
-		o: o, conns: map[string]*grpc.ClientConn{}, web: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, starts: map[*rig.Host]rig.NodeStart{}, downed: map[*rig.Host]bool{}, say: say,
+		o: o, conns: map[string]*grpc.ClientConn{}, web: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, starts: map[*rig.Host]rig.NodeStart{}, downed: map[*rig.Host]bool{}, cuts: map[[2]int]bool{}, say: say,
 	}
 	for i := range o.groups {
 		s.groups = append(s.groups, fmt.Sprintf("g%d", i+1))

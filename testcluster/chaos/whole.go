@@ -44,6 +44,7 @@ type exited struct {
 // not run.
 func (s *stage) heal(ctx context.Context) error {
 	errs := []error{s.rig.HealLinks()}
+	clear(s.cuts)
 	for _, h := range s.rig.Hosts() {
 		errs = append(errs, s.healHost(ctx, h))
 	}
