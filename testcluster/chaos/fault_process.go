@@ -23,6 +23,7 @@ func processFaults() []fault {
 		{kind: "crash-loop", family: family, weight: 1, what: "a node is killed again and again just after it has started", inject: crashLoop},
 		{kind: "pause-node", family: family, weight: 3, what: "SIGSTOP of a node, for less and for more than a lease", inject: pausing(true, false)},
 		{kind: "pause-model", family: family, weight: 3, what: "SIGSTOP of the model servers beside a node", inject: pausing(false, true)},
+		{kind: "late-promote", family: family, weight: 1, alone: true, what: "a primary's model server is stopped with a renewal in its socket, its node is killed, and it goes on when another is the primary", inject: latePromote},
 		{kind: "pause-host", family: family, weight: 3, what: "SIGSTOP of a node and its model servers", inject: pausing(true, true)},
 	}
 }

@@ -156,8 +156,9 @@ func (s *server) clockMicros() uint64 {
 	return shown.Micros()
 }
 
+// promote does not care whether its caller still waits: few servers do.
 func (s *server) promote(ctx context.Context, req *pb.PromoteRequest, from clock.Instant) error {
-	if err := s.faults.wait(ctx); err != nil {
+	if err := s.faults.wait(s.life); err != nil {
 		return err
 	}
 	if err := s.checkOrder(req.GetGroup(), req.GetEpoch()); err != nil {
@@ -205,7 +206,7 @@ func (s *server) trouble(ctx context.Context) error {
 			return s.life.Err()
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // Demote ends primaryship. When it succeeds no request is left under the epoch.

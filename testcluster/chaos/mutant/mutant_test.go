@@ -22,7 +22,7 @@ var refute = flag.Bool("refute", false, "build every mutant, and see its unit te
 // faults are the kinds that the chaos suite has.
 var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node pause-model pause-host restart-node crash-loop
 	cut-leader cut-primary cut-uncounted cut-minority cut-oneway deaf-leader cut-partial flap slow-link lossy-link reset-storm
-	late-answers-then-cut mute-leader lost-disk-behind model-late-status
+	late-answers-then-cut late-promote mute-leader lost-disk-behind model-late-status
 	disk-stall power-cut power-cut-all disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-lie

@@ -174,6 +174,18 @@ var holderMutants = []Mutant{
 		UnitTest: "./internal/holder TestMachineGrants",
 	},
 	{
+		Name: "promote-without-reading",
+		What: "A Promote does not say what the server's clock showed: the server counts its lease from when the order comes, however late.",
+		Changes: []Change{{
+			File: "internal/holder/loop.go",
+			Old:  `		reading := l.cfg.Instance.Clock(ctx, readingAge(a))`,
+			New:  `		reading := uint64(0)`,
+		}},
+		Guarantee: "G1", Check: OnePrimary, Faults: "late-promote", Limit: 3 * time.Minute,
+		How:      "late-promote: the model server is stopped with a renewal in its socket and its node is killed. When it goes on, another has been granted, and it serves for a lease under the old epoch.",
+		UnitTest: "./internal/holder TestHolderReadsTheServersClockFirst",
+	},
+	{
 		Name: "release-before-silent",
 		What: "The holder releases the group without waiting until its instance is silent: the next primary serves while the former one still does.",
 		Changes: []Change{{
