@@ -26,7 +26,7 @@ func TestGRPC_Clock(t *testing.T) {
 	in := open(t, instance.Config{Kind: "grpc", Target: addr})
 	is := func(want uint64, maxAge time.Duration) {
 		t.Helper()
-		if got := in.Clock(within(t, patience), maxAge); got != want {
+		if got, _ := in.Clock(within(t, patience), maxAge); got != want {
 			t.Fatalf("the reading is %d, want %d", got, want)
 		}
 	}
@@ -34,13 +34,13 @@ func TestGRPC_Clock(t *testing.T) {
 	f.set(func(f *fake) { f.info = &pb.GetInfoResponse{ClockUs: 200, Capabilities: f.info.GetCapabilities()} })
 	is(100, time.Hour)
 	wait.Until(t, patience, func() error {
-		if got := in.Clock(within(t, patience), time.Nanosecond); got == 200 { // too old, and asking takes longer than it may
+		if got, _ := in.Clock(within(t, patience), time.Nanosecond); got == 200 { // too old, and asking takes longer than it may
 			return errors.New("asked in a nanosecond")
 		}
 		return nil
 	})
 	wait.Until(t, patience, func() error {
-		if got := in.Clock(within(t, patience), time.Millisecond*20); got != 200 {
+		if got, _ := in.Clock(within(t, patience), time.Millisecond*20); got != 200 {
 			return errors.New("not asked yet")
 		}
 		return nil
@@ -73,12 +73,12 @@ func TestGRPC_Clock(t *testing.T) {
 func TestGRPC_ClockOfAServerWithoutOne(t *testing.T) {
 	addr, stop := serve(t, "127.0.0.1:0", newFake(), nil)
 	in := open(t, instance.Config{Kind: "grpc", Target: addr})
-	if got := in.Clock(within(t, patience), time.Second); got != 0 {
+	if got, _ := in.Clock(within(t, patience), time.Second); got != 0 {
 		t.Fatalf("a reading of %d", got)
 	}
 	stop() // whoever asks now waits
 	begun := time.Now()
-	if got := in.Clock(within(t, patience), time.Hour); got != 0 || time.Since(begun) > patience/2 {
+	if got, _ := in.Clock(within(t, patience), time.Hour); got != 0 || time.Since(begun) > patience/2 {
 		t.Fatalf("a reading of %d after %v", got, time.Since(begun))
 	}
 }
@@ -94,7 +94,7 @@ func TestGRPC_ShuttingDownIsNotGone(t *testing.T) {
 		return &pb.DemoteResponse{}, nil
 	}
 	srv, addr := graceful(t, f)
-	in := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 100 * time.Millisecond})
+	in := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 100 * time.Millisecond, Interval: time.Second})
 	w := startWatch(t, in)
 	w.until(t, "a status", isState(pb.InstanceState_INSTANCE_STATE_READY))
 

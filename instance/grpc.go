@@ -148,21 +148,27 @@ func (g *grpcInstance) heardClock(us uint64) {
 }
 
 // Clock implements Instance.
-func (g *grpcInstance) Clock(ctx context.Context, maxAge time.Duration) uint64 {
-	g.mu.Lock()
-	reading, age, asked := g.reading, time.Since(g.readAt), g.info != nil
-	g.mu.Unlock()
+func (g *grpcInstance) Clock(ctx context.Context, maxAge time.Duration) (uint64, time.Duration) {
+	reading, age, asked := g.newestReading()
 	if reading == 0 && asked || reading != 0 && age <= maxAge {
-		return reading
+		return reading, age
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxAge)
 	defer cancel()
-	if _, err := g.Info(ctx); err != nil {
-		return reading
-	}
+	_, _ = g.Info(ctx) // without an answer the older reading has to do
+	reading, age, _ = g.newestReading()
+	return reading, age
+}
+
+// newestReading is what is known of the server's clock, and whether the server has been
+// asked since it was gone.
+func (g *grpcInstance) newestReading() (reading uint64, age time.Duration, asked bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.reading
+	if g.reading != 0 {
+		age = time.Since(g.readAt)
+	}
+	return g.reading, age, g.info != nil
 }
 
 // gone reports whether the process certainly is gone: its port refuses connections, and

@@ -21,11 +21,11 @@ type Instance interface {
 	// least once an interval, until ctx ends; it returns ctx's error. report must
 	// not block for long: it delays the next report.
 	Watch(ctx context.Context, report func(Status)) error
-	// Clock is a reading of the server's own clock that was received before Clock
-	// returned, for Promotion.Clock; 0 if the server shows none. If the newest one is
-	// older than maxAge, the server is asked, for at most maxAge: an older reading
-	// makes the server's lease shorter, and never longer.
-	Clock(ctx context.Context, maxAge time.Duration) uint64
+	// Clock is a reading of the server's own clock, for Promotion.Clock, and how long
+	// ago it was received when Clock returned; 0 if the server shows none. If the newest
+	// one is older than maxAge, the server is asked, for at most maxAge: an older
+	// reading makes the server's lease shorter, and never longer.
+	Clock(ctx context.Context, maxAge time.Duration) (reading uint64, age time.Duration)
 	// Load brings a model into memory. ErrPrecondition if the server cannot.
 	Load(ctx context.Context, model *pb.ModelRef) error
 	// Promote makes the server the primary under an epoch and verifies it. It

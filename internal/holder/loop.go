@@ -309,12 +309,13 @@ func (l *loop) promote(a actPromote) {
 		timeout = min(timeout, max(end.Sub(l.cfg.Clock.Now()), 0))
 	}
 	l.cancelPromote = l.call(timeout, func(ctx context.Context) event {
-		ev := evPromoted{epoch: a.lease.Epoch(), touch: a.touch, until: end}
+		ev := evPromoted{epoch: a.lease.Epoch(), touch: a.touch}
 		// Before our own clock is read: so the server's lease, counted from this reading,
 		// ends before ours does, however long the order is under way and whether or not
 		// this process is there when it arrives.
-		reading := l.cfg.Instance.Clock(ctx, readingAge(a))
+		reading, age := l.cfg.Instance.Clock(ctx, readingAge(a))
 		now := l.cfg.Clock.Now()
+		ev.until = end.Add(-age)
 		left := end.Sub(now)
 		if !a.lease.ValidAt(now) || left < time.Millisecond {
 			ev.err = errLapsed

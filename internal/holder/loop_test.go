@@ -377,10 +377,10 @@ func TestHolderReadsTheServersClockFirst(t *testing.T) {
 	server := holdertest.NewServer()
 	server.Capable(pb.Capability_CAPABILITY_LEASE)
 	const pause = 50 * time.Millisecond
-	server.ShowClock(func() uint64 {
+	server.ShowClock(func() (uint64, time.Duration) {
 		now := clock.Boot{}.Now()
 		<-time.After(pause) // this process is not scheduled for a while
-		return now.Micros()
+		return now.Micros(), 0
 	})
 	s := newStand(t, slow(), nil, server, nil)
 	s.grant(7)

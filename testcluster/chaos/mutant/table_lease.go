@@ -178,8 +178,8 @@ var holderMutants = []Mutant{
 		What: "A Promote does not say what the server's clock showed: the server counts its lease from when the order comes, however late.",
 		Changes: []Change{{
 			File: "internal/holder/loop.go",
-			Old:  `		reading := l.cfg.Instance.Clock(ctx, readingAge(a))`,
-			New:  `		reading := uint64(0)`,
+			Old:  `		reading, age := l.cfg.Instance.Clock(ctx, readingAge(a))`,
+			New:  `		reading, age := uint64(0), time.Duration(0)`,
 		}},
 		Guarantee: "G1", Check: OnePrimary, Faults: "late-promote", Limit: 3 * time.Minute,
 		How:      "late-promote: the model server is stopped with a renewal in its socket and its node is killed. When it goes on, another has been granted, and it serves for a lease under the old epoch.",
