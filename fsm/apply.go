@@ -11,14 +11,14 @@ import (
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
-// errUnknownCommand: the log has something that this program cannot apply.
-var errUnknownCommand = errors.New("unknown command in the log: this program is older than the one that wrote it, upgrade this node")
+// errUnknownCommand: there is something that this program cannot apply.
+var errUnknownCommand = errors.New("a command or field that this program does not know: it comes from a newer one, upgrade this node")
 
 // CheckCommand refuses a command that a state machine of this version would
 // not know completely. Proposers call it before a command gets into the log: one
 // that is in the log and is not known stops every node.
 func CheckCommand(cmd *pb.Command) error {
-	if cmd.GetOp() == nil || len(cmd.ProtoReflect().GetUnknown()) > 0 {
+	if cmd.GetOp() == nil || !known(cmd.ProtoReflect()) {
 		return errUnknownCommand
 	}
 	ops, isSessions := cmd.GetOp().(*pb.Command_Sessions)
@@ -26,7 +26,7 @@ func CheckCommand(cmd *pb.Command) error {
 		return nil
 	}
 	for _, op := range ops.Sessions.GetOps() {
-		if op.GetOp() == nil || len(op.ProtoReflect().GetUnknown()) > 0 {
+		if op.GetOp() == nil {
 			return errUnknownCommand
 		}
 	}
