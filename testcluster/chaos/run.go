@@ -149,7 +149,7 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
-		return l.Stop(ctx)
+		return l.Stop(ctx, addresses(r.stage.members)...)
 	})
 	defer func() { _ = stop() }() // it was told before, or something worse was
 	begin, cancel := context.WithTimeout(ctx, wholeTimeout)

@@ -69,10 +69,7 @@ func openStage(ctx context.Context, o options, dir, images string, say func(stri
 	hosts := s.rig.Hosts()
 	s.members = slices.Clone(hosts[:o.nodes])
 	s.joined = o.nodes
-	var endpoints []string
-	for _, h := range s.members {
-		endpoints = append(endpoints, h.GRPC())
-	}
+	endpoints := addresses(s.members)
 	for _, h := range hosts {
 		s.downed[h] = true
 		s.starts[h] = rig.NodeStart{Expect: o.nodes, Join: endpoints, WatchdogOff: o.watchdogOff}
@@ -83,6 +80,15 @@ func openStage(ctx context.Context, o options, dir, images string, say func(stri
 		return nil, errors.Join(err, s.rig.Close())
 	}
 	return s, nil
+}
+
+// addresses are where the nodes of hosts are reached.
+func addresses(hosts []*rig.Host) []string {
+	var all []string
+	for _, h := range hosts {
+		all = append(all, h.GRPC())
+	}
+	return all
 }
 
 // start brings the cluster up for the first time.

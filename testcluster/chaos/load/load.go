@@ -39,10 +39,10 @@ type Load struct {
 	requests *log[record.Request]
 	sessions *log[record.SessionEvent]
 	groups   *log[record.GroupEvent]
-	// watchers are those that have to get to the end, tied the clients that are tied
-	// to one node.
-	watchers []*watcher
-	tied     []*tied
+	// watchers are those that have to get to the end. tied and tiedWatchers are the
+	// clients that are tied to one node, which may have left the cluster by the end.
+	watchers, tiedWatchers []*watcher
+	tied                   []*tied
 
 	acked, strange atomic.Int64
 	mu             sync.Mutex // guards all below

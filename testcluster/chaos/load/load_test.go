@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/testcluster/chaos/check"
@@ -264,6 +265,55 @@ func TestStart_Refuses(t *testing.T) {
 	} {
 		if l, err := Start(t.Context(), o); err == nil || l != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// silent is a node whose session watches tell of nothing.
+type silent struct{ *fake }
+
+func (s silent) Sessions(group string) sessions {
+	return silentSessions{s.fake.Sessions(group)}
+}
+
+type silentSessions struct{ sessions }
+
+func (silentSessions) Watch(ctx context.Context, _ string, _ uint64, _ func(client.SessionChange) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestStop_TiedWatches: the watches of every member have to get to the end, those of
+// a node that has left need not.
+func TestStop_TiedWatches(t *testing.T) {
+	for member, ok := range map[string]bool{"talks": true, "silent": false} {
+		f := newFake(nothing)
+		l, err := Start(t.Context(), Options{
+			Groups: []string{"g"}, Dir: t.TempDir(), NoCallers: true, Think: time.Millisecond, OpTimeout: 200 * time.Millisecond,
+			dial:      func() (cluster, error) { return f, nil },
+			Endpoints: []string{"talks", "silent"},
+			dialNode: func(endpoint string) (cluster, error) {
+				if endpoint == "silent" {
+					return silent{f}, nil
+				}
+				return f, nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if !ok {
+			cancel()
+			ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		}
+		err = l.Stop(ctx, member)
+		cancel()
+		if (err == nil) != ok {
+			t.Errorf("with the member %q: %v", member, err)
+		}
+		if !ok && err != nil && !strings.Contains(err.Error(), "at silent did not get to") {
+			t.Errorf("with the member %q: %v", member, err)
 		}
 	}
 }

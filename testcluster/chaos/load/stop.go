@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -19,9 +20,10 @@ const retryEvery = 50 * time.Millisecond
 // reads every session once more, which is recorded like any other read, and ends
 // all. The cluster has to answer for that until ctx ends: an error says what could
 // not be done, and that a watch did not get to its end is a fault of the cluster.
-// A second call returns the same.
-func (l *Load) Stop(ctx context.Context) error {
-	l.stop.Do(func() { l.stopped = l.finish(ctx) })
+// Members are the addresses of the nodes that have to be at the end too, as the
+// watches that keep to them tell. A second call returns the same.
+func (l *Load) Stop(ctx context.Context, members ...string) error {
+	l.stop.Do(func() { l.stopped = l.finish(ctx, members) })
 	return l.stopped
 }
 
@@ -31,11 +33,11 @@ func (l *Load) halt() {
 	l.writing.Wait()
 }
 
-func (l *Load) finish(ctx context.Context) error {
+func (l *Load) finish(ctx context.Context, members []string) error {
 	l.halt()
 	var errs []error
 	for _, group := range l.o.Groups {
-		errs = append(errs, l.drain(ctx, group))
+		errs = append(errs, l.drain(ctx, group, members))
 	}
 	final, err := l.readAll(ctx)
 	l.mu.Lock()
@@ -89,25 +91,43 @@ func (l *Load) retry(ctx context.Context, do func(ctx context.Context) error) er
 // drain writes a last session into a group and waits until its watches have told
 // of it. A watch that just then begins anew may tell of it without being up to
 // date: then another one is written.
-func (l *Load) drain(ctx context.Context, group string) error {
+func (l *Load) drain(ctx context.Context, group string, members []string) error {
 	attempt := 0
 	return l.retry(ctx, func(ctx context.Context) error {
 		attempt++
 		// Before all others, so that no list of the current sessions ends with it.
-		k := &key{group: group, id: fmt.Sprintf("%s!end-%d", l.o.Prefix, attempt)}
-		op := l.finisher.write(ctx, k, record.Op{Kind: record.Put})
-		if op.Outcome != record.OK {
-			return fmt.Errorf("mark the end of group %s: %s: %s", group, op.Outcome, op.Error)
+		all, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.o.Prefix, attempt))
+		if err != nil {
+			return err
+		}
+		tied, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.tiedPrefix(), attempt))
+		if err != nil {
+			return err
 		}
 		short, cancel := context.WithTimeout(ctx, l.o.OpTimeout)
 		defer cancel()
-		return l.arrived(short, group, op.Revision)
+		return errors.Join(l.arrived(short, l.watchers, group, all), l.arrived(short, l.tiedTo(members), group, tied))
 	})
 }
 
-// arrived waits until the watches of a group are complete up to a revision.
-func (l *Load) arrived(ctx context.Context, group string, revision uint64) error {
-	for _, w := range l.watchers {
+// mark writes a session that shows the end, and returns its revision.
+func (l *Load) mark(ctx context.Context, group, id string) (uint64, error) {
+	op := l.finisher.write(ctx, &key{group: group, id: id}, record.Op{Kind: record.Put})
+	if op.Outcome != record.OK {
+		return 0, fmt.Errorf("mark the end of group %s: %s: %s", group, op.Outcome, op.Error)
+	}
+	return op.Revision, nil
+}
+
+// tiedTo are the watches that keep to one of some nodes.
+func (l *Load) tiedTo(endpoints []string) []*watcher {
+	return slices.DeleteFunc(slices.Clone(l.tiedWatchers), func(w *watcher) bool { return !slices.Contains(endpoints, w.endpoint) })
+}
+
+// arrived waits until those of the watches that are of a group are complete up to a
+// revision.
+func (l *Load) arrived(ctx context.Context, watchers []*watcher, group string, revision uint64) error {
+	for _, w := range watchers {
 		if w.group != group {
 			continue
 		}
@@ -118,7 +138,7 @@ func (l *Load) arrived(ctx context.Context, group string, revision uint64) error
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("watch %d of group %s did not get to revision %d: %w", w.id, group, revision, err)
+			return fmt.Errorf("watch %d of group %s%s did not get to revision %d: %w", w.id, group, w.where(), revision, err)
 		}
 	}
 	return nil

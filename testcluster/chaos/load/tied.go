@@ -61,7 +61,8 @@ func (l *Load) tie(endpoint string) error {
 	l.writing.Go(t.run)
 	for _, group := range l.o.Groups {
 		w := l.newWatcher(c, group)
-		w.prefix, w.idle = l.tiedPrefix(), tiedIdle
+		w.prefix, w.idle, w.endpoint = l.tiedPrefix(), tiedIdle, endpoint
+		l.tiedWatchers = append(l.tiedWatchers, w)
 		l.watching.Go(w.run)
 	}
 	return nil

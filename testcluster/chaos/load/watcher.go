@@ -35,6 +35,8 @@ type watcher struct {
 	// idle, if not 0, is how long it waits for a change before it asks again where
 	// it was: its client keeps to one node.
 	idle time.Duration
+	// endpoint is the node that its client keeps to; empty: to none.
+	endpoint string
 	// reached is the revision up to which it is complete, 0 if it is not known.
 	reached atomic.Uint64
 
@@ -51,6 +53,14 @@ type watcher struct {
 func (l *Load) newWatcher(c cluster, group string) *watcher {
 	id := l.id()
 	return &watcher{l: l, id: id, group: group, sessions: c.Sessions(group), rng: l.rng(id)}
+}
+
+// where says which node it keeps to, if it does.
+func (w *watcher) where() string {
+	if w.endpoint == "" {
+		return ""
+	}
+	return " at " + w.endpoint
 }
 
 // run watches until the load's context ends.
