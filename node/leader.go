@@ -91,7 +91,7 @@ func (n *Node) runAsLeader(ctx context.Context, term uint64) error {
 	defer n.log.Info("no longer leading", "term", term)
 
 	coordinator, err := coordinate.New(coordinate.Config{
-		NodeID: n.cfg.NodeID, Term: term, State: n.machine, StoredAt: n.logs.StoredAt,
+		NodeID: n.cfg.NodeID, Term: term, Nominations: &n.leadership.nominations, State: n.machine, StoredAt: n.logs.StoredAt,
 		Proposer: n.proposer, Peers: n.peers, Profile: n.cfg.Profile, Clock: n.cfg.Clock, Logger: n.log,
 	})
 	if err != nil {

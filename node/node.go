@@ -100,6 +100,8 @@ type leadership struct {
 	// none.
 	barrier     atomic.Uint64
 	coordinator atomic.Pointer[coordinate.Coordinator]
+	// nominations is the one counter of all coordinators.
+	nominations atomic.Uint32
 	// terms counts the terms led, for people.
 	terms atomic.Uint64
 	// wake has room for one: it says that something changed. Never closed.

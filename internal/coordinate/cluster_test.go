@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,6 +59,8 @@ type cluster struct {
 	nodes map[string]*node
 	// down nodes are not reached by the coordinator.
 	down map[string]bool
+	// nominations is what all coordinators count with.
+	nominations atomic.Uint32
 	// onFence, onNominate are asked first, if they are set.
 	onFence    func(ctx context.Context, node string, req *pb.FenceRequest) (*pb.FenceResponse, error)
 	onNominate func(node string, req *pb.NominateRequest) error
@@ -120,7 +123,7 @@ func background(tb testing.TB, run func(context.Context) error) func() {
 func (cl *cluster) lead(term uint64) {
 	cl.tb.Helper()
 	c, err := coordinate.New(coordinate.Config{
-		NodeID: "leader", Term: term, State: cl.log, StoredAt: cl.log.StoredAt, Proposer: cl.log.Node("leader"),
+		NodeID: "leader", Term: term, Nominations: &cl.nominations, State: cl.log, StoredAt: cl.log.StoredAt, Proposer: cl.log.Node("leader"),
 		Peers: peers{cl}, Profile: slow(),
 	})
 	if err != nil {

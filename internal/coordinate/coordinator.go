@@ -62,8 +62,11 @@ type Peers interface {
 type Config struct {
 	NodeID string
 	// Term is the one in which this node leads.
-	Term  uint64
-	State State
+	Term uint64
+	// Nominations counts the nominations of this node, over all its coordinators,
+	// for as long as the node lives: see number.
+	Nominations *atomic.Uint32
+	State       State
 	// StoredAt is not earlier than when this node first stored the log entry.
 	StoredAt func(index uint64) clock.Instant
 	Proposer Proposer
@@ -78,7 +81,6 @@ type Config struct {
 type Coordinator struct {
 	cfg  Config
 	log  *slog.Logger
-	seq  atomic.Uint32
 	born clock.Instant
 	// calls has room for maxCalls.
 	calls chan struct{}
@@ -124,8 +126,8 @@ func New(cfg Config) (*Coordinator, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.NodeID == "" || cfg.Term == 0 || cfg.State == nil || cfg.StoredAt == nil || cfg.Proposer == nil || cfg.Peers == nil {
-		return nil, fmt.Errorf("%w: a coordinator needs a node id, a term, the state, stored-at times, a proposer and peers", hastate.ErrInvalid)
+	if cfg.NodeID == "" || cfg.Term == 0 || cfg.Nominations == nil || cfg.State == nil || cfg.StoredAt == nil || cfg.Proposer == nil || cfg.Peers == nil {
+		return nil, fmt.Errorf("%w: a coordinator needs a node id, a term, a count of nominations, the state, stored-at times, a proposer and peers", hastate.ErrInvalid)
 	}
 	if err := cfg.Profile.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: profile %q: %w", hastate.ErrInvalid, cfg.Profile.Name, err)

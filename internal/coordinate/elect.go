@@ -278,10 +278,20 @@ func (c *Coordinator) rank(g *pb.Group, candidates []election.Candidate, ch choi
 	return ranked, refusals
 }
 
+// number is that of a new nomination. None is given out twice, or a late consent
+// or grant of an earlier nomination would be taken for that of a later one: a term
+// has one leader, and all coordinators of that node count on with one counter; one
+// of them may follow another in the same term. A node that was started anew counts
+// from 0, but it leads in a new term: Raft keeps the term on disk and raises it
+// before it stands for election. (2^32 nominations do not fit into a term.)
+func (c *Coordinator) number() uint64 {
+	return c.cfg.Term<<32 | uint64(c.cfg.Nominations.Add(1))
+}
+
 // nominate asks a candidate for its consent and returns the nomination's number.
 func (c *Coordinator) nominate(ctx context.Context, g *pb.Group, cand election.Candidate, force, prepare bool) (uint64, error) {
 	req := &pb.NominateRequest{
-		Group: g.GetName(), Nomination: c.cfg.Term<<32 | uint64(c.seq.Add(1)), TtlMs: c.ttlMS(g), Epoch: g.GetEpoch(),
+		Group: g.GetName(), Nomination: c.number(), TtlMs: c.ttlMS(g), Epoch: g.GetEpoch(),
 		Force: force, Prepare: prepare,
 	}
 	var r *pb.NominateResponse

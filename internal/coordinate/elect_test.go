@@ -5,6 +5,7 @@ package coordinate_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/hastate/hastate"
@@ -137,6 +138,36 @@ func TestANewLeaderLetsThePrimaryServe(t *testing.T) {
 	}
 }
 
+// TestNominationsAreNeverRepeated: a coordinator that follows another in the same
+// term counts on.
+func TestNominationsAreNeverRepeated(t *testing.T) {
+	cl := newCluster(t, "n1", "n2")
+	var mu sync.Mutex
+	seen := map[uint64]string{} // guarded by mu
+	cl.onNominate = func(name string, req *pb.NominateRequest) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if was, ok := seen[req.GetNomination()]; ok {
+			t.Errorf("nomination %#x was for %s, and now for %s", req.GetNomination(), was, name)
+		}
+		seen[req.GetNomination()] = name
+		return nil
+	}
+	cl.lead(7)
+	cl.serves("n1")
+	cl.stop()
+	cl.lead(7)
+	if _, err := cl.c.Failover(t.Context(), &pb.FailoverRequest{Group: "g"}); err != nil {
+		t.Fatal(err)
+	}
+	cl.serves("n2")
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) < 2 {
+		t.Fatalf("nominations %v", seen)
+	}
+}
+
 func TestASlowGroupDelaysNoOther(t *testing.T) {
 	cl := newCluster(t, "n1", "n2")
 	// The other group's only node does not answer.
@@ -150,5 +181,12 @@ func TestASlowGroupDelaysNoOther(t *testing.T) {
 func TestConfig(t *testing.T) {
 	if _, err := coordinate.New(coordinate.Config{}); !errors.Is(err, hastate.ErrInvalid) {
 		t.Fatalf("an empty configuration: %v", err)
+	}
+	cl := newCluster(t)
+	if _, err := coordinate.New(coordinate.Config{
+		NodeID: "leader", Term: 1, State: cl.log, StoredAt: cl.log.StoredAt, Proposer: cl.log.Node("leader"),
+		Peers: peers{cl}, Profile: slow(),
+	}); !errors.Is(err, hastate.ErrInvalid) {
+		t.Fatalf("without a counter of nominations: %v", err)
 	}
 }
