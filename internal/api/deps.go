@@ -88,6 +88,9 @@ type Proposer interface {
 type Reader interface {
 	Read(ctx context.Context) error
 	ServeReadIndex(ctx context.Context) (*pb.ReadIndexResponse, error)
+	// Confirmed is how long ago a majority last confirmed that this node leads,
+	// false if none has or it does not. It does not wait.
+	Confirmed() (time.Duration, bool)
 }
 
 // Raft is the part of *raft.Raft that is needed here.

@@ -158,15 +158,19 @@ func (s *Services) staleness() *pb.Staleness {
 	return &pb.Staleness{LeaderContactMs: ms, LeaderKnown: known}
 }
 
+// leaderContact is Staleness.leader_contact_ms. A node that takes itself for the
+// leader may have been deposed without knowing: what counts is when a majority last
+// confirmed it. A new leader that has no confirmation yet is as old as the follower
+// that it was.
 func (s *Services) leaderContact() (ms uint64, known bool) {
-	if s.cfg.Raft.State() == raft.Leader {
-		return 0, true
+	if age, ok := s.cfg.Reader.Confirmed(); ok {
+		return clock.Millis(age), true
 	}
 	last := s.cfg.Raft.LastContact()
 	if last.IsZero() {
 		return 0, false
 	}
-	return uint64(max(0, time.Since(last).Milliseconds())), true
+	return clock.Millis(time.Since(last)), true
 }
 
 // propose applies a command and turns a refusal into an error.

@@ -27,22 +27,24 @@ type world struct {
 	clock clock.Fake
 	*fakeState
 
-	mu       sync.Mutex // guards the fields below
-	rstate   raft.RaftState
-	leader   raft.ServerID
-	contact  time.Time
-	commit   uint64
-	stored   clock.Instant
-	readErr  error
-	reads    int
-	commands []*pb.Command
-	apply    func(*pb.Command) (*pb.Result, error)
-	moves    []string
-	holders  map[string]Holder
-	conns    map[raft.ServerID]*grpc.ClientConn
-	members  []*pb.Member
-	archive  []byte
-	deadline time.Duration
+	mu      sync.Mutex // guards the fields below
+	rstate  raft.RaftState
+	leader  raft.ServerID
+	contact time.Time
+	// confirmed is what the leader has of a majority; negative: nothing.
+	confirmed time.Duration
+	commit    uint64
+	stored    clock.Instant
+	readErr   error
+	reads     int
+	commands  []*pb.Command
+	apply     func(*pb.Command) (*pb.Result, error)
+	moves     []string
+	holders   map[string]Holder
+	conns     map[raft.ServerID]*grpc.ClientConn
+	members   []*pb.Member
+	archive   []byte
+	deadline  time.Duration
 }
 
 // lock runs fn with the locks of the world and of its state.
@@ -78,6 +80,12 @@ func (w *world) Read(context.Context) error {
 
 func (w *world) ServeReadIndex(context.Context) (*pb.ReadIndexResponse, error) {
 	return &pb.ReadIndexResponse{Index: 9}, nil
+}
+
+func (w *world) Confirmed() (time.Duration, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.confirmed, w.rstate == raft.Leader && w.confirmed >= 0
 }
 
 // raftSide and logSide keep apart what has the same name as in the state.

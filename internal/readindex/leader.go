@@ -125,6 +125,24 @@ func (l *Leader) Index(ctx context.Context) (uint64, error) {
 	return l.rounds.wait(ctx)
 }
 
+// Confirmed is how long ago it was at most that this node surely was the only
+// leader: every write that was acknowledged before then is in the log as it is
+// known to be committed here. It grows while no majority answers. False if this
+// node does not lead, or has not applied an entry of its own term yet. It asks
+// nobody and does not wait.
+func (l *Leader) Confirmed() (time.Duration, bool) {
+	term, applied := l.cfg.Barrier()
+	if !applied {
+		return 0, false
+	}
+	at, ok := l.cfg.Evidence.QuorumSentAt(term, l.voters())
+	// As in find: only after the evidence, of which this node's own vote is part.
+	if !ok || !l.leads(term) {
+		return 0, false
+	}
+	return max(0, l.cfg.Clock.Now().Sub(at)), true
+}
+
 func (l *Leader) notLeader() error {
 	id, address := l.cfg.Hint()
 	return &hastate.NotLeaderError{LeaderID: id, LeaderAddress: address}

@@ -132,6 +132,10 @@ func (n *Node) ServeReadIndex(ctx context.Context) (*pb.ReadIndexResponse, error
 	return &pb.ReadIndexResponse{Index: index}, nil
 }
 
+// Confirmed is that of the Leader: how long ago a majority last confirmed that
+// this node leads.
+func (n *Node) Confirmed() (time.Duration, bool) { return n.cfg.Leader.Confirmed() }
+
 func (n *Node) index(ctx context.Context) (uint64, error) {
 	if n.cfg.Raft.State() == raft.Leader {
 		return n.cfg.Leader.Index(ctx)

@@ -245,7 +245,7 @@ type StatusResponse struct {
 	LastLogIndex  uint64 `protobuf:"varint,5,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
 	CommitIndex   uint64 `protobuf:"varint,6,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
 	AppliedIndex  uint64 `protobuf:"varint,7,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	// Milliseconds since the last contact with the leader.
+	// As in Staleness.
 	LeaderContactMs uint64 `protobuf:"varint,8,opt,name=leader_contact_ms,json=leaderContactMs,proto3" json:"leader_contact_ms,omitempty"`
 	// Hex digest of the replicated state at hash_index, if it was asked for.
 	StateHash string      `protobuf:"bytes,9,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`

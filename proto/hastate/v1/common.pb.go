@@ -223,10 +223,12 @@ func (x *RequestId) GetAckedBelow() uint64 {
 // Staleness says how old a local read may be.
 type Staleness struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Milliseconds since the answering node last heard from the leader; 0 on the
-	// leader itself.
+	// Milliseconds since the answering node last heard from the leader, voted for
+	// one, or stopped leading. On the leader itself: since it sent what a majority
+	// of the voters has answered last; it grows while they do not answer.
 	LeaderContactMs uint64 `protobuf:"varint,1,opt,name=leader_contact_ms,json=leaderContactMs,proto3" json:"leader_contact_ms,omitempty"`
-	// False if the node has never heard from a leader since it started.
+	// False if the node has never heard from a leader since it started, and does
+	// not lead with a majority that has answered.
 	LeaderKnown   bool `protobuf:"varint,2,opt,name=leader_known,json=leaderKnown,proto3" json:"leader_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
