@@ -57,6 +57,10 @@ type direct struct {
 }
 
 func (d *direct) Propose(_ context.Context, cmd *pb.Command) (*pb.Result, error) {
+	// As the batcher does: no command gets to the log that would halt the machine.
+	if err := fsm.CheckCommand(cmd); err != nil {
+		return nil, fmt.Errorf("%w: %w", hastate.ErrInvalid, err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	data, err := proto.Marshal(&pb.Entry{Commands: []*pb.Command{cmd}})

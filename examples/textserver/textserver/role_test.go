@@ -15,7 +15,9 @@ import (
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
 
-const patience = 10 * time.Second
+// patience bounds each wait: a server trains its model first, which takes many
+// seconds under the race detector on a busy machine.
+const patience = time.Minute
 
 func readyRole(c clock.Clock) *role {
 	r := newRole("g", c)
