@@ -99,6 +99,11 @@ func (s *stage) held(ctx context.Context, hosts ...*rig.Host) []string {
 	return names
 }
 
+// elsewhere are the groups whose primary is at a member, but not at this one.
+func (s *stage) elsewhere(ctx context.Context, h *rig.Host) []string {
+	return s.held(ctx, slices.DeleteFunc(slices.Clone(s.members), func(other *rig.Host) bool { return other == h })...)
+}
+
 // epochs are the newest epochs of all groups.
 func (s *stage) epochs(ctx context.Context) (map[string]uint64, error) {
 	groups, _, err := s.records(ctx)

@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
+	"github.com/hastate/hastate/testcluster/chaos/check"
 	"github.com/hastate/hastate/testcluster/chaos/mutant"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
@@ -134,6 +136,67 @@ func TestObserved(t *testing.T) {
 	}
 }
 
+// TestSpared: an aimed fault spares what it does not take away, another one what it
+// says itself.
+func TestSpared(t *testing.T) {
+	r := &run{stage: &stage{groups: []string{"a", "b", "c"}}}
+	for name, c := range map[string]struct {
+		f    fault
+		b    broken
+		want []string
+	}{
+		"aimed":         {fault{aimed: true}, broken{lost: []string{"b"}}, []string{"a", "c"}},
+		"nothing taken": {fault{aimed: true}, broken{}, nil},
+		"of one host":   {fault{}, broken{lost: []string{"b"}, spared: []string{"c"}}, []string{"c"}},
+		"of all":        {fault{}, broken{lost: []string{"b"}}, nil},
+	} {
+		if got := r.spared(c.f, c.b); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// TestHistory_Keep: a transition that was changed after its end is told, though only
+// the newest form counts.
+func TestHistory_Keep(t *testing.T) {
+	r := &run{history: history{transitions: map[string]map[uint64][]*pb.Transition{}}}
+	read := func(outcome pb.TransitionOutcome, reason string) {
+		r.history.keep([]*pb.Transition{{Group: "a", Number: 1, Epoch: 5, To: "n1", Kind: pb.TransitionKind_TRANSITION_KIND_FAILOVER, Outcome: outcome, Reason: reason}})
+	}
+	serving := pb.TransitionOutcome_TRANSITION_OUTCOME_SERVING
+	read(pb.TransitionOutcome_TRANSITION_OUTCOME_PENDING, "lease expired")
+	read(serving, "lease expired")
+	read(serving, "lease expired")
+	if all := r.allTransitions(); len(all) != 1 || all[0].GetOutcome() != serving {
+		t.Errorf("%v", all)
+	}
+	twice := func() int {
+		n := 0
+		for _, v := range check.History(slices.Concat(r.formsOfTransitions()...), nil, check.HistoryOptions{}) {
+			if strings.Contains(v.Text, "told in two ways") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := twice(); n != 0 {
+		t.Errorf("%d told in two ways", n)
+	}
+	read(serving, "another reason")
+	if n := twice(); n != 1 {
+		t.Errorf("%d told in two ways, not 1", n)
+	}
+}
+
+// TestAddRound: what could not be done is counted with its kind.
+func TestAddRound(t *testing.T) {
+	r := report{Faults: map[string]*kindReport{}}
+	r.addRound(record.Fault{Kind: "x+y", NotInjected: []string{"y"}}, nil, nil, nil, 0)
+	if x, y := r.Faults["x"], r.Faults["y"]; x.NotInjected != 0 || y.NotInjected != 1 || y.Count != 1 {
+		t.Errorf("x %+v, y %+v", x, y)
+	}
+}
+
 func TestMovedIn(t *testing.T) {
 	all := []*pb.Transition{{Group: "a", Epoch: 5}, {Group: "a", Epoch: 9}, {Group: "b", Epoch: 9}, {Group: "a", Epoch: 12}}
 	got := movedIn(all, map[string]uint64{"a": 5, "b": 9}, map[string]uint64{"a": 9, "b": 9})
@@ -213,6 +276,10 @@ func TestLeaders(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	write("n1.0.log", "other")
+	if found, err := leaders(dir); err != nil || len(found) != 1 || found[0].Check != "proof" {
+		t.Errorf("nothing was read, and it passes: %v, %v", found, err)
 	}
 	line := func(node, term string) string { return `time=x level=INFO msg=leading node=` + node + ` term=` + term }
 	write("n1.1.log", line("n1", "2"), "other", line("n1", "4"))

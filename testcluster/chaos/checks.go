@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/hastate/hastate/internal/clock"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 	"github.com/hastate/hastate/testcluster/chaos/check"
@@ -113,19 +115,37 @@ func (r *run) keepTransitions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, t := range all {
-		of := r.history.transitions[t.GetGroup()]
-		if of == nil {
-			of = map[uint64]*pb.Transition{}
-			r.history.transitions[t.GetGroup()] = of
-		}
-		of[t.GetNumber()] = t
-	}
+	r.history.keep(all)
 	return nil
 }
 
+// keep adds transitions to those that were read before.
+func (h *history) keep(all []*pb.Transition) {
+	for _, t := range all {
+		of := h.transitions[t.GetGroup()]
+		if of == nil {
+			of = map[uint64][]*pb.Transition{}
+			h.transitions[t.GetGroup()] = of
+		}
+		forms := of[t.GetNumber()]
+		if n := len(forms); n == 0 || !proto.Equal(forms[n-1], t) {
+			of[t.GetNumber()] = append(forms, t)
+		}
+	}
+}
+
+// allTransitions are the transitions, each as it was read last.
 func (r *run) allTransitions() []*pb.Transition {
 	var all []*pb.Transition
+	for _, forms := range r.formsOfTransitions() {
+		all = append(all, forms[len(forms)-1])
+	}
+	return all
+}
+
+// formsOfTransitions are the transitions in order, each in all its forms.
+func (r *run) formsOfTransitions() [][]*pb.Transition {
+	var all [][]*pb.Transition
 	for _, g := range slices.Sorted(maps.Keys(r.history.transitions)) {
 		of := r.history.transitions[g]
 		for _, n := range slices.Sorted(maps.Keys(of)) {
@@ -184,7 +204,7 @@ func readAll[T any](dir, pattern string) ([]T, error) {
 func (r *run) finish(ctx context.Context) {
 	all := r.allTransitions()
 	if !r.broken() && ctx.Err() == nil {
-		r.add(check.History(all, r.history.faults, check.HistoryOptions{Events: r.history.events, Lease: r.draw.lease}))
+		r.add(check.History(slices.Concat(r.formsOfTransitions()...), r.history.faults, check.HistoryOptions{Events: r.history.events, Lease: r.draw.lease}))
 	}
 	causeless := r.judgeCauses()
 	r.report.False = len(causeless)

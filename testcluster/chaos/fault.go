@@ -49,6 +49,9 @@ type broken struct {
 	what string
 	// lost are the groups whose primary is certainly taken away.
 	lost []string
+	// spared are groups whose primary is where nothing is broken, so that it must stay,
+	// whoever leads: it keeps its lease while another leader is elected.
+	spared []string
 	// leader, if not nil, is the leader that was taken away: another one must lead
 	// while it stays broken.
 	leader *rig.Host

@@ -32,7 +32,7 @@ func processFaults() []fault {
 func killing(node, model bool) func(context.Context, *stage, *draw) (broken, error) {
 	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
 		h, who := d.target(ctx, s)
-		b := broken{what: "SIGKILL at " + who, lost: s.held(ctx, h), hold: d.above()}
+		b := broken{what: "SIGKILL at " + who, lost: s.held(ctx, h), spared: s.elsewhere(ctx, h), hold: d.above()}
 		if !node {
 			b.hold = time.Duration(float64(d.lease) * (0.2 + 0.3*d.Float64()))
 		}
@@ -46,7 +46,7 @@ func killAll(_ context.Context, s *stage, d *draw) (broken, error) {
 
 func restartNode(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
-	b := broken{what: "restart of " + who, hold: d.lease}
+	b := broken{what: "restart of " + who, spared: s.elsewhere(ctx, h), hold: d.lease}
 	if err := s.kill(true, d.IntN(3) == 0, h); err != nil {
 		return b, err
 	}
@@ -55,7 +55,7 @@ func restartNode(ctx context.Context, s *stage, d *draw) (broken, error) {
 
 func crashLoop(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
-	b := broken{what: "crash loop of " + who, hold: 0}
+	b := broken{what: "crash loop of " + who, spared: s.elsewhere(ctx, h), hold: 0}
 	b.then = func(ctx context.Context) error {
 		for range 4 {
 			if err := s.kill(true, false, h); err != nil {
@@ -77,7 +77,7 @@ func crashLoop(ctx context.Context, s *stage, d *draw) (broken, error) {
 func pausing(node, model bool) func(context.Context, *stage, *draw) (broken, error) {
 	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
 		h, who := d.target(ctx, s)
-		b := broken{what: "SIGSTOP at " + who, hold: d.around()}
+		b := broken{what: "SIGSTOP at " + who, spared: s.elsewhere(ctx, h), hold: d.around()}
 		if float64(b.hold) > 2*float64(d.lease) {
 			b.lost = s.held(ctx, h)
 		}

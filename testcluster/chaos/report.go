@@ -67,8 +67,10 @@ type report struct {
 // kindReport is what one kind of fault did. A round with two faults counts under
 // both.
 type kindReport struct {
-	Count     int `json:"count"`
-	Failovers int `json:"failovers"`
+	Count int `json:"count"`
+	// NotInjected are those of Count in which it could not be done, or not in full.
+	NotInjected int `json:"not_injected,omitempty"`
+	Failovers   int `json:"failovers"`
 	// ClientGap is the longest time in a round without an answer, of the group that
 	// had the longest.
 	ClientGap quantiles `json:"client_gap_ms"`
@@ -150,6 +152,9 @@ func (r *report) addRound(f record.Fault, groups []string, requests []record.Req
 			r.Faults[kind] = k
 		}
 		k.Count++
+		if slices.Contains(f.NotInjected, kind) {
+			k.NotInjected++
+		}
 		k.gaps = append(k.gaps, millis(longest))
 		k.Unavailable += sum.Milliseconds()
 		if newLeader > 0 {

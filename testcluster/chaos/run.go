@@ -55,8 +55,9 @@ type history struct {
 	// newLeader is the time to another leader, by round, for faults that take the
 	// leader away.
 	newLeader map[int]time.Duration
-	// transitions by group and number: the cluster keeps the newest only.
-	transitions map[string]map[uint64]*pb.Transition
+	// transitions by group and number: the cluster keeps the newest only. Each is there
+	// in every form in which it was read, the last one last: the check compares them.
+	transitions map[string]map[uint64][]*pb.Transition
 	events      []record.GroupEvent
 	requests    []record.Request
 }
@@ -96,7 +97,7 @@ func (r *run) all(ctx context.Context) (err error) {
 		return err
 	}
 	r.leaks, r.history.newLeader = leaks{}, map[int]time.Duration{}
-	r.history.transitions = map[string]map[uint64]*pb.Transition{}
+	r.history.transitions = map[string]map[uint64][]*pb.Transition{}
 	if err := os.MkdirAll(filepath.Join(r.dir, "records"), 0o755); err != nil { //nolint:gosec // for people to look at
 		return err
 	}
@@ -237,6 +238,7 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 		f.Harmless = f.Harmless && p.harmless
 		if err != nil {
 			r.report.NotInjected++
+			f.NotInjected = append(f.NotInjected, p.kind)
 			r.say("  %s: %v", p.kind, err)
 			r.judgeOrder(picked, f.Round, err)
 		}
@@ -252,8 +254,8 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 		}
 	}
 	f.Kind, f.What = strings.Join(kinds, "+"), strings.Join(whats, "; ")
-	if len(picked) == 1 && picked[0].aimed && len(f.Lost) > 0 {
-		f.Spared = slices.DeleteFunc(slices.Clone(r.stage.groups), func(g string) bool { return slices.Contains(f.Lost, g) })
+	if len(picked) == 1 {
+		f.Spared = r.spared(picked[0], all[0])
 	}
 	_ = sleep(ctx, hold-clock.Boot{}.Now().Sub(f.Began)) // ended by ctx: so is all
 	for _, b := range slices.Backward(all) {
@@ -265,6 +267,14 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 			r.judgeOrder(picked, f.Round, err)
 		}
 	}
+}
+
+// spared are the groups that a fault, being the only one, cannot touch.
+func (r *run) spared(p fault, b broken) []string {
+	if !p.aimed || len(b.lost) == 0 {
+		return b.spared
+	}
+	return slices.DeleteFunc(slices.Clone(r.stage.groups), func(g string) bool { return slices.Contains(b.lost, g) })
 }
 
 // timeNewLeader waits for another leader that answers, as long as the fault holds.

@@ -147,6 +147,8 @@ type Fault struct {
 	Lost []string `json:"lost,omitempty"`
 	// Spared are the groups that it cannot touch, whatever it does to others.
 	Spared []string `json:"spared,omitempty"`
+	// NotInjected are those of its kinds that could not be done, or not in full.
+	NotInjected []string `json:"not_injected,omitempty"`
 	// Epochs are the epochs of all groups when it began.
 	Epochs map[string]uint64 `json:"epochs,omitempty"`
 	// WholeEpochs are the epochs when everything was whole again.
