@@ -22,7 +22,7 @@ type fault struct {
 	root bool
 	// harmless: no primary may move by it.
 	harmless bool
-	// exits says whether the end of what a node printed and its exit code show that
+	// exits says whether the end of what a process printed and its exit code show that
 	// it ended by itself for a reason that the fault gives it; nil: none may end.
 	exits func(tail string, code int) bool
 	// must: alone on a whole cluster, what it asks of the cluster must be done.

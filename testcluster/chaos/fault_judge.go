@@ -14,6 +14,7 @@ import (
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/client"
+	"github.com/hastate/hastate/testcluster/chaos/model"
 )
 
 // exitFailed is the exit code of a node that ends with an error and has said it.
@@ -42,6 +43,9 @@ func said(tail string, code int, texts ...string) bool {
 func stalled(tail string, code int) bool {
 	return said(tail, code, "a write to the log has hung for", "the state machine has hung for")
 }
+
+// crashedAsTold: it is a model server that was told to. Nodes have no such exit code.
+func crashedAsTold(_ string, code int) bool { return code == model.CrashCode }
 
 func noSpace(tail string, code int) bool {
 	return said(tail, code, "no space left on device", "input/output error")

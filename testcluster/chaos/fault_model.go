@@ -21,7 +21,7 @@ func modelFaults() []fault {
 		{kind: "model-late-status", family: family, weight: 2, harmless: true, what: "every status of the primary's model server is late by more than half an interval", inject: primaryModel(`{"status_ms":800}`, "sends a status every 800 ms, not 500", false)},
 		{kind: "model-prefill", family: family, weight: 2, harmless: true, what: "the primary's model server takes seconds for a prefill", inject: primaryModel(`{"prefill_ms":2500}`, "prefills for 2.5 s", false)},
 		{kind: "model-lie", family: family, weight: 1, what: "a model server lies about its epoch and role", inject: lyingModel},
-		{kind: "model-crash-on-promote", family: family, aimed: true, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
+		{kind: "model-crash-on-promote", family: family, aimed: true, exits: crashedAsTold, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
 		{kind: "model-slow-promote", family: family, aimed: true, weight: 2, what: "a Promote times out and succeeds later", inject: badStandby(`{"promote":"slow","slow_ms":4000}`, "take 4 s for Promote", 1)},
 		{kind: "model-refuse", family: family, aimed: true, weight: 2, what: "the standbys refuse to be promoted", inject: badStandby(`{"promote":"refuse"}`, "refuse Promote", 2)},
 		{kind: "model-ignore-promote", family: family, aimed: true, weight: 2, what: "the standbys answer Promote as done and do nothing", inject: badStandby(`{"promote":"ignore"}`, "answer Promote and do nothing", 2)},

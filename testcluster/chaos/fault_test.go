@@ -116,6 +116,9 @@ func TestExits(t *testing.T) {
 		{"torn-log", "hanode: precondition failed: the log file raft.db is damaged: no valid meta page", 1, true},
 		{"flip-bits", "hanode: nothing known", 1, false},
 		{"flip-bits", "fatal error: fault", 2, false},
+		{"model-crash-on-promote", "", 3, true},
+		{"model-crash-on-promote", "panic: boom", 2, false},
+		{"model-crash-on-promote", "hanode: no", 1, false},
 	} {
 		for _, f := range faults() {
 			if f.kind == c.kind && f.exits(c.tail, c.code) != c.want {

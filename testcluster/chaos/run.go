@@ -315,7 +315,7 @@ func (r *run) judgeDark(f record.Fault, requests []record.Request) {
 // half leases, 3 s at lan.
 func (r *run) newLeaderWithin() time.Duration { return r.draw.lease * 5 / 2 }
 
-// judgeExits: a node ends by itself only where a fault explains it.
+// judgeExits: a process ends by itself only where a fault explains it.
 func (r *run) judgeExits(picked []fault, f record.Fault) {
 	ended := r.stage.ended
 	r.stage.ended = nil

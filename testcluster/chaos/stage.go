@@ -43,7 +43,7 @@ type stage struct {
 	downed map[*rig.Host]bool
 	// cuts are the links, from and to, that a fault has cut.
 	cuts map[[2]int]bool
-	// ended are nodes that ended by themselves; the run looks and empties it.
+	// ended are processes that ended by themselves; the run looks and empties it.
 	ended []exited
 	// joined counts the nodes that were ever made, for their names.
 	joined int
@@ -135,10 +135,15 @@ func (s *stage) close() error {
 	return errors.Join(append(errs, s.rig.Close())...)
 }
 
-// startHost starts what does not run on a host.
+// startHost starts what does not run on a host, and notes a model server that has
+// ended by itself: this run ends them by a signal only.
 func (s *stage) startHost(h *rig.Host) error {
 	for _, g := range s.groups {
-		if p := h.Model(g); p == nil || !p.Running() {
+		p := h.Model(g)
+		if p != nil && !p.Running() && p.ExitCode() >= 0 {
+			s.ended = append(s.ended, exited{id: "the model server of " + g + " at " + h.NodeID(), code: p.ExitCode(), tail: lastLines(p.Tail(), 12)})
+		}
+		if p == nil || !p.Running() {
 			if err := h.StartModel(g); err != nil {
 				return err
 			}

@@ -33,7 +33,7 @@ const (
 	lookEvery = 20 * time.Millisecond
 )
 
-// exited is a node that ended by itself.
+// exited is a node or model server that ended by itself.
 type exited struct {
 	id   string
 	code int
