@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -244,6 +245,22 @@ func TestParse(t *testing.T) {
 	}
 	if o, err := parse(strings.Fields("-root=false -seed 7 -faults kill-node,switchover -nodes 5")); err != nil || o.seed != 7 || o.nodes != 5 {
 		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+// TestDocs_Report: what a run ends with is explained, field by field.
+func TestDocs_Report(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/chaos.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []reflect.Type{reflect.TypeFor[report](), reflect.TypeFor[kindReport](), reflect.TypeFor[quantiles]()} {
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			if name != "" && !strings.Contains(string(doc), "`"+name+"`") {
+				t.Errorf("docs/chaos.md does not tell of %s", name)
+			}
+		}
 	}
 }
 

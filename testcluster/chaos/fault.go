@@ -92,7 +92,7 @@ func chosen(names string, root bool) (found []fault, skipped []string, err error
 			found = append(found, f)
 		}
 		if n == 0 {
-			return nil, nil, fmt.Errorf("fault %q is not known: 'chaos faults' lists them; or use all, or none", name)
+			return nil, nil, fmt.Errorf("fault %q is not known: 'go run ./testcluster/chaos faults' lists them; or use all, or none", name)
 		}
 	}
 	if len(found) == 0 {

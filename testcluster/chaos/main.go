@@ -116,7 +116,7 @@ func parse(args []string) (options, error) {
 	fs := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	fs.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano())%1_000_000_000, "draw the same faults as an earlier run") //nolint:gosec // any number will do
 	fs.DurationVar(&o.duration, "duration", 3*time.Minute, "how long to break things")
-	fs.StringVar(&o.faults, "faults", "all", "what to break: all, none, families or kinds, comma-separated ('chaos faults' lists them)")
+	fs.StringVar(&o.faults, "faults", "all", "what to break: all, none, families or kinds, comma-separated ('go run ./testcluster/chaos faults' lists them)")
 	fs.IntVar(&o.nodes, "nodes", 3, "nodes of the cluster: 3 or 5")
 	fs.IntVar(&o.groups, "groups", 2, "groups, each with a model server beside every node")
 	fs.StringVar(&o.profile, "profile", election.Lan.Name, "timeouts: fast, lan or wan")
