@@ -77,6 +77,7 @@ func (p *peer) appendOnce(ctx context.Context, args *raft.AppendEntriesRequest) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.t.opts.AppendTimeout)
 	defer cancel()
+	defer p.awaited(args, func(error) {})() // ctx ends at the same time
 	sentAt := p.t.opts.Clock.Now()
 	out, err := p.clients[appendConn].AppendEntries(ctx, in)
 	var r *raft.AppendEntriesResponse

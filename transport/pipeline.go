@@ -155,7 +155,7 @@ func (l *pipeline) receive() {
 
 // take waits for the answer to a message. An error ends the pipeline.
 func (l *pipeline) take(m *message) error {
-	r, err := l.recv()
+	r, err := l.recv(m.future.args)
 	if err := l.p.settle(l.ctx, "append in a pipeline", m.sentAt, err); err != nil {
 		return err
 	}
@@ -180,11 +180,8 @@ func (l *pipeline) take(m *message) error {
 	return nil
 }
 
-func (l *pipeline) recv() (*raft.AppendEntriesResponse, error) {
-	late := time.AfterFunc(l.p.t.opts.AppendTimeout, func() {
-		l.poison(fmt.Errorf("wait for an answer: %w within %v", errNoProgress, l.p.t.opts.AppendTimeout))
-	})
-	defer late.Stop()
+func (l *pipeline) recv(args *raft.AppendEntriesRequest) (*raft.AppendEntriesResponse, error) {
+	defer l.p.awaited(args, l.poison)()
 	out, err := l.stream.Recv()
 	if err != nil {
 		return nil, err
