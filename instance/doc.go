@@ -12,8 +12,10 @@
 //     once, and Status.Gone says so. A refused connection is taken as proof that
 //     the process is gone. That is true for a server that keeps its listener
 //     open while it still works; one that closes the listener first and
-//     finishes requests afterwards must be of kind "grpc", where the open
-//     status stream shows that it still lives, or must be supervised.
+//     finishes requests afterwards must be of kind "grpc" with STATUS and keep its
+//     status streams open until it is done, which shows that it still lives, or
+//     must be supervised. A server that this process never heard is DOWN, and not
+//     Gone, while its port refuses: it may be shutting down since before.
 //   - A lower epoch is refused with a hastate.FencedError, the same epoch again
 //     is an idempotent success, an epoch that was demoted never comes back.
 //   - A call that timed out has an unknown outcome: the adapter looks at the

@@ -41,6 +41,10 @@ type grpcInstance struct {
 	// nil if it hears nothing. While it is open the process lives, whatever its port
 	// says: a server that shuts down refuses connections first and works on.
 	live chan struct{}
+	// witnessed: the server was heard over the last such connection, and has ended it.
+	// Otherwise nobody has seen a process end: a port that refuses may be that of one
+	// that was shutting down before this node was started.
+	witnessed bool
 }
 
 func openGRPC(cfg Config) *grpcInstance { return &grpcInstance{cfg: cfg} }
@@ -148,16 +152,17 @@ func (g *grpcInstance) heardClock(us uint64) {
 }
 
 // Clock implements Instance.
-func (g *grpcInstance) Clock(ctx context.Context, maxAge time.Duration) (uint64, time.Duration) {
+func (g *grpcInstance) Clock(ctx context.Context, maxAge time.Duration) (uint64, time.Duration, error) {
 	reading, age, asked := g.newestReading()
 	if reading == 0 && asked || reading != 0 && age <= maxAge {
-		return reading, age
+		return reading, age, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxAge)
-	defer cancel()
-	_, _ = g.Info(ctx) // without an answer the older reading has to do
-	reading, age, _ = g.newestReading()
-	return reading, age
+	_, err := g.Info(ctx) // without an answer the older reading has to do
+	if reading, age, asked = g.newestReading(); reading == 0 && !asked {
+		// Not that it shows none: it would count an order from the receipt.
+		return 0, 0, fmt.Errorf("read the clock of instance %s: %w", g.cfg.Target, err)
+	}
+	return reading, age, nil
 }
 
 // newestReading is what is known of the server's clock, and whether the server has been
@@ -171,9 +176,12 @@ func (g *grpcInstance) newestReading() (reading uint64, age time.Duration, asked
 	return g.reading, age, g.info != nil
 }
 
+// errUnwitnessed is why a port that refuses proves nothing.
+var errUnwitnessed = errors.New("its port refuses connections, and this node did not see it end: it may be shutting down")
+
 // gone reports whether the process certainly is gone: its port refuses connections, and
-// nothing is heard over one that it had accepted before. A connection that is breaking
-// is waited for as long as a look may take.
+// the one over which it was heard has ended. A connection that is breaking is waited for
+// as long as a look may take.
 func (g *grpcInstance) gone(ctx context.Context) (bool, error) {
 	where, err := look(ctx, g.cfg.Target, g.cfg.Timeout)
 	if where != refused {
@@ -192,6 +200,12 @@ func (g *grpcInstance) gone(ctx context.Context) (bool, error) {
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
+	}
+	g.mu.Lock()
+	witnessed := g.witnessed
+	g.mu.Unlock()
+	if !witnessed {
+		return false, fmt.Errorf("%w: %w", errUnwitnessed, err)
 	}
 	g.forget()
 	return true, err

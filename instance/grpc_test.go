@@ -162,6 +162,7 @@ func TestGRPC_PromoteRepeatedWhileDraining(t *testing.T) {
 func TestGRPC_PromoteWithoutStatus(t *testing.T) {
 	addr, stop := serve(t, "127.0.0.1:0", bare{}, nil)
 	in := open(t, instance.Config{Kind: "grpc", Target: addr})
+	startWatch(t, in).until(t, "ready", isState(ready))
 	if _, err := in.Promote(within(t, patience), instance.Promotion{Epoch: 5}); err != nil {
 		t.Fatal(err)
 	}
@@ -215,10 +216,13 @@ func TestGRPC_Demote(t *testing.T) {
 	wantIs(t, in.Demote(within(t, patience), d), hastate.ErrOutcomeUnknown)
 	f.take(5)
 	wantIs(t, in.Demote(within(t, patience), d), hastate.ErrOutcomeUnknown)
+	startWatch(t, in).until(t, "ready", isState(ready))
+	blind := open(t, instance.Config{Kind: "grpc", Target: addr, Timeout: 500 * time.Millisecond})
 	stop()
 	if err := in.Demote(within(t, patience), d); err != nil {
 		t.Fatalf("a process that is gone does no work: %v", err)
 	}
+	wantIs(t, blind.Demote(within(t, patience), d), hastate.ErrOutcomeUnknown) // it has not seen it end
 }
 
 func TestGRPC_BadOrders(t *testing.T) {

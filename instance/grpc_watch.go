@@ -30,6 +30,9 @@ const (
 	deadStream = 10
 )
 
+// errNoStatus ends a stream over which nothing comes, from this side.
+var errNoStatus = errors.New("no status")
+
 func (g *grpcInstance) Watch(ctx context.Context, report func(Status)) error {
 	v := &view{interval: g.cfg.Interval, failAfter: g.cfg.FailAfter, bySilence: true}
 	return watch(ctx, v, report, g.feed)
@@ -46,7 +49,7 @@ func (g *grpcInstance) feed(ctx context.Context, emit func(event) bool) {
 		case refused:
 			g.forget()
 			broken = ""
-			if !emit(event{kind: gone, reason: text(err.Error())}) {
+			if !emit(g.absent(err)) {
 				return
 			}
 		case unclear:
@@ -79,8 +82,19 @@ func (g *grpcInstance) feed(ctx context.Context, emit func(event) bool) {
 	}
 }
 
+// absent is what a port that refuses connections says, err: that the process is gone,
+// if Watch has seen it end.
+func (g *grpcInstance) absent(err error) event {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.witnessed {
+		return event{kind: gone, reason: text(err.Error())}
+	}
+	return event{kind: failed, reason: text(err.Error())}
+}
+
 // session is the life of one connection. It never returns nil.
-func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) error {
+func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) (err error) {
 	conn, err := g.dial()
 	if err != nil {
 		return err
@@ -91,7 +105,13 @@ func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) error
 	if err != nil {
 		return err
 	}
-	defer g.setLive()()
+	end, word := g.setLive(), false
+	defer func() { end(word && ctx.Err() == nil && !errors.Is(err, errNoStatus)) }()
+	pass := emit
+	emit = func(e event) bool {
+		word = word || e.kind == heard
+		return pass(e)
+	}
 	if info.Has(pb.Capability_CAPABILITY_STATUS) {
 		err = g.stream(ctx, client, emit)
 		if status.Code(err) != codes.Unimplemented {
@@ -102,16 +122,18 @@ func (g *grpcInstance) session(ctx context.Context, emit func(event) bool) error
 	return g.poll(ctx, conn, emit)
 }
 
-// setLive notes that the server is heard; the returned function, that it is no more.
-func (g *grpcInstance) setLive() (end func()) {
+// setLive notes that there is a connection; the returned function, that there is none any
+// more, and whether the server, which was heard over it, has ended it.
+func (g *grpcInstance) setLive() (end func(witnessed bool)) {
 	live := make(chan struct{})
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.live = live
-	return func() {
+	g.live, g.witnessed = live, false
+	return func(witnessed bool) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		close(live)
+		g.witnessed = witnessed
 		if g.live == live {
 			g.live = nil
 		}
@@ -123,7 +145,7 @@ func (g *grpcInstance) stream(ctx context.Context, client pb.InstanceServiceClie
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	patience := time.Duration(max(deadStream, 2*g.cfg.FailAfter)) * g.cfg.Interval
-	watchdog := time.AfterFunc(patience, func() { cancel(fmt.Errorf("no status for %v", patience)) })
+	watchdog := time.AfterFunc(patience, func() { cancel(fmt.Errorf("%w for %v", errNoStatus, patience)) })
 	defer watchdog.Stop()
 	stream, err := client.WatchStatus(ctx, &pb.WatchStatusRequest{IntervalMs: g.intervalMillis()})
 	if err != nil {

@@ -37,7 +37,12 @@ func TestGRPC_Watch(t *testing.T) {
 	})
 	t.Run("refused from the start", func(t *testing.T) {
 		w := startWatch(t, open(t, instance.Config{Kind: "grpc", Target: freePort(t)}))
-		w.until(t, "gone", isGone)
+		w.until(t, "down", func(st instance.Status) bool { return st.State == down && strings.Contains(st.Reason, "refused") })
+		for _, st := range w.statuses() {
+			if st.Gone {
+				t.Fatalf("nobody has seen it end: %+v", st)
+			}
+		}
 	})
 	t.Run("reports each interval", func(t *testing.T) {
 		w := startWatch(t, open(t, instance.Config{Kind: "grpc", Target: freePort(t)}))

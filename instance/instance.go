@@ -23,9 +23,10 @@ type Instance interface {
 	Watch(ctx context.Context, report func(Status)) error
 	// Clock is a reading of the server's own clock, for Promotion.Clock, and how long
 	// ago it was received when Clock returned; 0 if the server shows none. If the newest
-	// one is older than maxAge, the server is asked, for at most maxAge: an older
-	// reading makes the server's lease shorter, and never longer.
-	Clock(ctx context.Context, maxAge time.Duration) (reading uint64, age time.Duration)
+	// one is older than maxAge, the server is asked until ctx ends; an older reading,
+	// which makes the server's lease shorter and never longer, has to do after that. An
+	// error: it could not be asked whether it shows one.
+	Clock(ctx context.Context, maxAge time.Duration) (reading uint64, age time.Duration, err error)
 	// Load brings a model into memory. ErrPrecondition if the server cannot.
 	Load(ctx context.Context, model *pb.ModelRef) error
 	// Promote makes the server the primary under an epoch and verifies it. It

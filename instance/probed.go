@@ -94,7 +94,9 @@ func (p *probed) probeTCP(ctx context.Context) event {
 }
 
 // Clock: such a server counts no lease.
-func (p *probed) Clock(context.Context, time.Duration) (uint64, time.Duration) { return 0, 0 }
+func (p *probed) Clock(context.Context, time.Duration) (uint64, time.Duration, error) {
+	return 0, 0, nil
+}
 
 // Promote runs the hook, if there is one, and then takes a fresh look.
 func (p *probed) Promote(ctx context.Context, pr Promotion) (*pb.ModelRef, error) {

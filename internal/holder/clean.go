@@ -75,7 +75,7 @@ func (m *machine) cleaned(now clock.Instant, e evDemoted) {
 	case refused && newest > c.epoch:
 		c.epoch = newest
 	default:
-		if c.tries == 0 {
+		if c.tries == 0 && m.status.State != pb.InstanceState_INSTANCE_STATE_DOWN {
 			m.warnf("the instance cannot be made a standby, it is no candidate until it can: %v", e.err)
 		}
 		c.at = now.Add(retryAfter(c.tries, firstRetry, lastRetry))

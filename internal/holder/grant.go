@@ -232,7 +232,7 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 	m.clean.needed = false // what it served under before, it does not any more
 	h.promoted, h.promotedAt, h.promoteMS = e.model, now, clock.Millis(now.Sub(h.took))
 	h.serveAt = now
-	m.beginTouch(now)
+	m.beginTouch(now, max(e.until, now.Add(h.call)))
 	if now < m.lease.FenceAt(h.margin) {
 		m.setRole(RolePrimary)
 		m.logf("epoch %d: the instance is primary after %d ms", m.lease.Epoch(), h.promoteMS)
@@ -241,10 +241,10 @@ func (m *machine) firstPromoted(now clock.Instant, e evPromoted) {
 
 // beginTouch lets Promote be repeated for an instance that counts the lease
 // itself. What it counts began with the first call, maybe long ago: it is told
-// again at once.
-func (m *machine) beginTouch(now clock.Instant) {
+// again at once, and believed to count until then at the most.
+func (m *machine) beginTouch(now, until clock.Instant) {
 	if m.phase == phaseServing && !m.hold.counted() && m.info.Has(pb.Capability_CAPABILITY_LEASE) {
-		m.hold.touchAt, m.hold.countsUntil = now, m.lease.FenceAt(m.hold.margin)
+		m.hold.touchAt, m.hold.countsUntil = now, min(until, m.lease.FenceAt(m.hold.margin))
 	}
 }
 
@@ -320,7 +320,7 @@ func (evTimer) apply(*machine, clock.Instant) {}
 
 func (e evInfo) apply(m *machine, now clock.Instant) {
 	m.info = e.info
-	m.beginTouch(now)
+	m.beginTouch(now, never)
 }
 
 func stateName(s pb.InstanceState) string {

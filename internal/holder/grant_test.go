@@ -107,6 +107,23 @@ func TestMachinePromotion(t *testing.T) {
 			t.Fatalf("got %q", got)
 		}
 	})
+	t.Run("an instance is not believed to count for longer than it was told", func(t *testing.T) {
+		for name, c := range map[string]struct{ until, end time.Duration }{
+			"its clock was read before": {600 * ms, 600 * ms},
+			"there is time to tell it":  {100 * ms, 420 * ms},
+		} {
+			s := start(t)
+			s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})
+			s.expect(20*ms, evPromoted{epoch: 2000, until: at(c.until)}, "PRIMARY 2000, serve, touch")
+			s.do(30*ms, evPromoted{epoch: 2000, touch: true, err: errors.New("unreachable")})
+			if got := s.do(c.end-ms, evTimer{}); strings.Contains(got, "STANDBY") {
+				t.Errorf("%s: given up too early: %q", name, got)
+			}
+			if got := s.do(c.end, evTimer{}); !strings.Contains(got, "STANDBY 2000") {
+				t.Errorf("%s: believed in after %v: %q", name, c.end, got)
+			}
+		}
+	})
 	t.Run("an instance that counts the lease is told of a late renewal at once", func(t *testing.T) {
 		s := start(t)
 		s.do(15*ms, evInfo{info: Info{Capabilities: []pb.Capability{pb.Capability_CAPABILITY_LEASE}}})

@@ -370,37 +370,6 @@ func TestHolderRepeatsPromoteForServersThatCount(t *testing.T) {
 	})
 }
 
-// TestHolderReadsTheServersClockFirst: the lease that a server is told of, counted from
-// the reading that it comes with, ends before the holder's own fence does, however long
-// the time between the two readings.
-func TestHolderReadsTheServersClockFirst(t *testing.T) {
-	server := holdertest.NewServer()
-	server.Capable(pb.Capability_CAPABILITY_LEASE)
-	const pause = 50 * time.Millisecond
-	server.ShowClock(func() (uint64, time.Duration) {
-		now := clock.Boot{}.Now()
-		<-time.After(pause) // this process is not scheduled for a while
-		return now.Micros(), 0
-	})
-	s := newStand(t, slow(), nil, server, nil)
-	s.grant(7)
-	s.phase(serving)
-	wait.Until(t, patience, func() error {
-		if len(server.Promotions()) < 3 {
-			return errors.New("not renewed yet")
-		}
-		return nil
-	})
-	// What is left of a lease when its order is worked out is less than the whole of it
-	// by the pause, if the server's clock was read before it.
-	longest := election.HolderTTL(slow().Lease) - slow().FenceMargin - pause
-	for i, p := range server.Promotions() {
-		if p.Clock == 0 || p.Lease > longest {
-			t.Errorf("order %d: %v from the reading %d, more than %v: the holder read its own clock first", i, p.Lease, p.Clock, longest)
-		}
-	}
-}
-
 func TestHolderConfig(t *testing.T) {
 	if _, err := holder.New(holder.Config{}); err == nil {
 		t.Fatal("an empty configuration is taken")

@@ -347,3 +347,34 @@ func TestMachineFence(t *testing.T) {
 		})
 	}
 }
+
+// TestMachineServerThatRefusesAfterARestart: nobody has seen the server end, so that what
+// was held before the restart is not released before it has answered a Demote; it is told
+// at once when it is back.
+func TestMachineServerThatRefusesAfterARestart(t *testing.T) {
+	s := newScript(t, false)
+	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Reason: "connection refused"}})
+	s.expect(0, s.grant(9, 7), "STANDBY 9, demote 9 ABORT") // to the process before
+	lost := evDemoted{epoch: 9, call: s.m.fence.call, err: errors.New("connection refused")}
+	s.expect(10*ms, lost, "")
+	s.expect(4*time.Second, evTimer{}, "demote 9 ABORT")
+	lost.call = s.m.fence.call
+	s.expect(4*time.Second, lost, "")
+	s.expect(4*time.Second+ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_LOADING}}, "demote 9 ABORT")
+	s.expect(4*time.Second+2*ms, evDemoted{epoch: 9, call: s.m.fence.call}, "release 9")
+}
+
+// TestMachineCleansAtOnce: an instance that comes back is demoted at once, however long the
+// attempts before were apart.
+func TestMachineCleansAtOnce(t *testing.T) {
+	s := newScript(t, false)
+	s.m.clean.needed, s.m.clean.start = true, true
+	s.do(0, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_DOWN, Reason: "connection refused"}})
+	s.expect(0, s.record(func(g *pb.Group) { g.Phase, g.Holder, g.Epoch = pb.GroupPhase_GROUP_PHASE_SERVING, "n2", 9 }), "demote 9 ABORT")
+	s.expect(ms, evDemoted{epoch: 9, call: s.m.clean.call, err: errors.New("connection refused")}, "")
+	s.expect(2*ms, evStatus{status: Status{State: pb.InstanceState_INSTANCE_STATE_READY}}, "demote 9 ABORT")
+	s.expect(3*ms, evDemoted{epoch: 9, call: s.m.clean.call}, "")
+	if s.m.unclean(9) {
+		t.Error("it is still unclean")
+	}
+}

@@ -11,7 +11,12 @@ import (
 
 // apply looks whether the instance can still do what it is held for.
 func (e evStatus) apply(m *machine, now clock.Instant) {
+	const down = pb.InstanceState_INSTANCE_STATE_DOWN
+	back := m.known && m.status.State == down && e.status.State != down
 	m.status, m.known = e.status, true
+	if back {
+		m.comeBack(now)
+	}
 	m.clean.epoch = max(m.clean.epoch, e.status.Epoch)
 	switch m.phase {
 	case phasePromoting, phaseServing, phaseDraining:
@@ -24,6 +29,14 @@ func (e evStatus) apply(m *machine, now clock.Instant) {
 		if m.gone(now) {
 			m.silenced(now)
 		}
+	}
+}
+
+// comeBack: what the instance could not be told while it was down it is told at once.
+func (m *machine) comeBack(now clock.Instant) {
+	m.clean.at, m.clean.tries = min(m.clean.at, now), 0
+	if m.phase == phaseFencing && !m.fence.demoting {
+		m.fence.demoteAt = min(m.fence.demoteAt, now)
 	}
 }
 

@@ -17,9 +17,10 @@ type Instance interface {
 	Info(ctx context.Context) (Info, error)
 	// Watch blocks until ctx ends; it reports at once and on every change.
 	Watch(ctx context.Context, report func(Status)) error
-	// Clock is a reading of the server's own clock, if it can be had at most maxAge old,
-	// and its age; 0 if the server shows none.
-	Clock(ctx context.Context, maxAge time.Duration) (reading uint64, age time.Duration)
+	// Clock is a reading of the server's own clock and its age, at most maxAge if that
+	// can be had before ctx ends; 0 if the server shows none. An error: it could not be
+	// asked whether it shows one.
+	Clock(ctx context.Context, maxAge time.Duration) (reading uint64, age time.Duration, err error)
 	// Load brings a model into memory. ErrPrecondition if the server cannot.
 	Load(ctx context.Context, model *pb.ModelRef) error
 	// Promote returns what is served, nil if the server does not say.

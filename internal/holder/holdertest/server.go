@@ -26,7 +26,7 @@ type Server struct {
 	changed  chan struct{}
 	info     holder.Info
 	calls    []string
-	clock    func() (uint64, time.Duration)
+	clock    func() (uint64, time.Duration, error)
 	orders   []holder.Promotion
 	// What to do, nil for what is right.
 	onPromote func(context.Context) error
@@ -120,17 +120,17 @@ func (s *Server) Watch(ctx context.Context, report func(holder.Status)) error {
 }
 
 // Clock is shown as set by ShowClock.
-func (s *Server) Clock(context.Context, time.Duration) (reading uint64, age time.Duration) {
+func (s *Server) Clock(context.Context, time.Duration) (reading uint64, age time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.clock == nil {
-		return 0, 0
+		return 0, 0, nil
 	}
 	return s.clock()
 }
 
 // ShowClock sets what Clock returns; it is called with the server's lock held.
-func (s *Server) ShowClock(clock func() (reading uint64, age time.Duration)) {
+func (s *Server) ShowClock(clock func() (reading uint64, age time.Duration, err error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.clock = clock

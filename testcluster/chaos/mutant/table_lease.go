@@ -177,9 +177,9 @@ var holderMutants = []Mutant{
 		Name: "promote-without-reading",
 		What: "A Promote does not say what the server's clock showed: the server counts its lease from when the order comes, however late.",
 		Changes: []Change{{
-			File: "internal/holder/loop.go",
-			Old:  `		reading, age := l.cfg.Instance.Clock(ctx, readingAge(a))`,
-			New:  `		reading, age := uint64(0), time.Duration(0)`,
+			File: "internal/holder/orders.go",
+			Old:  `		reading, age, err := l.readClock(ctx, a)`,
+			New:  `		reading, age, err := uint64(0), time.Duration(0), ctx.Err()`,
 		}},
 		Guarantee: "G1", Check: OnePrimary, Faults: "late-promote", Limit: 3 * time.Minute,
 		How:      "late-promote: the model server is stopped with a renewal in its socket and its node is killed. When it goes on, another has been granted, and it serves for a lease under the old epoch.",
