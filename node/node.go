@@ -263,6 +263,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start("leadership", n.followLeadership)
 	start("propose", n.proposer.Run)
 	start("read", n.reads.Run)
+	start("freshness", func(ctx context.Context) error { return n.reads.KeepFresh(ctx, n.cfg.Profile.Heartbeat) })
 	start("join", n.enter)
 	start("kick", n.kick)
 	start("watchdog", n.watchdog)

@@ -41,11 +41,16 @@ func (a *app) showLeader(cmd *cobra.Command) error {
 		return &hastate.NotLeaderError{}
 	}
 	leader := &pb.StatusResponse{
-		Header: resp.GetHeader(), LeaderId: resp.GetLeaderId(), LeaderAddress: resp.GetLeaderAddress(), LeaderContactMs: resp.GetLeaderContactMs(),
+		Header: resp.GetHeader(), LeaderId: resp.GetLeaderId(), LeaderAddress: resp.GetLeaderAddress(),
+		LeaderContactMs: resp.GetLeaderContactMs(), LeaderKnown: resp.GetLeaderKnown(),
+	}
+	contact := "unknown"
+	if leader.GetLeaderKnown() {
+		contact = millis(leader.GetLeaderContactMs())
 	}
 	return a.print(leader, func(t table) {
 		t.row("LEADER", "ADDRESS", "TERM", "CONTACT")
-		t.row(leader.GetLeaderId(), leader.GetLeaderAddress(), resp.GetHeader().GetTerm(), millis(resp.GetLeaderContactMs()))
+		t.row(leader.GetLeaderId(), leader.GetLeaderAddress(), resp.GetHeader().GetTerm(), contact)
 	})
 }
 

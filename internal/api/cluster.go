@@ -25,21 +25,20 @@ type clusterServer struct {
 func (x *clusterServer) Status(ctx context.Context, req *pb.StatusRequest) (*pb.StatusResponse, error) {
 	s := x.s
 	id, _ := s.leader()
-	contact, known := s.leaderContact()
+	before := s.freshness()
 	applied, _ := s.cfg.State.Applied()
 	members := s.cfg.Membership.Members()
 	res := &pb.StatusResponse{
-		RaftState:       s.cfg.Raft.State().String(),
-		LastLogIndex:    s.cfg.Raft.LastIndex(),
-		CommitIndex:     s.cfg.Raft.CommitIndex(),
-		AppliedIndex:    applied,
-		LeaderContactMs: contact,
-		Members:         members,
-		Groups:          s.cfg.State.Groups(),
-		Instances:       s.instances("", members),
-		Version:         s.cfg.Version,
-		UptimeMs:        uint64(time.Since(s.started).Milliseconds()),
-		Profile:         s.cfg.Profile.Name,
+		RaftState:    s.cfg.Raft.State().String(),
+		LastLogIndex: s.cfg.Raft.LastIndex(),
+		CommitIndex:  s.cfg.Raft.CommitIndex(),
+		AppliedIndex: applied,
+		Members:      members,
+		Groups:       s.cfg.State.Groups(),
+		Instances:    s.instances("", members),
+		Version:      s.cfg.Version,
+		UptimeMs:     uint64(time.Since(s.started).Milliseconds()),
+		Profile:      s.cfg.Profile.Name,
 	}
 	if id != "" {
 		res.LeaderId, res.LeaderAddress = string(id), s.cfg.Address(id)
@@ -58,19 +57,21 @@ func (x *clusterServer) Status(ctx context.Context, req *pb.StatusRequest) (*pb.
 		<-s.hashing
 		res.HashIndex, res.StateHash = index, hex.EncodeToString(hash[:])
 	}
-	res.Problems = s.problems(res, known)
+	age := s.staleness(&before)
+	res.LeaderContactMs, res.LeaderKnown = age.GetLeaderContactMs(), age.GetLeaderKnown()
+	res.Problems = s.problems(res)
 	return res, nil
 }
 
 // problems is what is wrong, one line each.
-func (s *Services) problems(st *pb.StatusResponse, contact bool) []string {
+func (s *Services) problems(st *pb.StatusResponse) []string {
 	var out []string
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	switch {
 	case st.GetLeaderId() == "":
 		add("no leader is known to %s: check that a majority of the nodes is up and reachable", s.cfg.NodeID)
-	case !contact:
-		add("%s has not heard from a leader since it started", s.cfg.NodeID)
+	case !st.GetLeaderKnown():
+		add("%s cannot say how old its state is: no leader has confirmed it since the node started", s.cfg.NodeID)
 	}
 	if err := s.caughtUp(); err != nil && st.GetLeaderId() != "" {
 		add("%s: %v", s.cfg.NodeID, err)

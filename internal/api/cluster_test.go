@@ -69,7 +69,7 @@ func TestCluster_StatusProblems(t *testing.T) {
 	all := problems()
 	for _, want := range []string{
 		"member n3 at h:3 does not answer", "primary n2 does not have the desired model m version 2", "no standby could take over",
-		"instance of n3 is not ready (DOWN, its node does not answer)",
+		"instance of n3 is not ready (DOWN, its node does not answer)", "n1 cannot say how old its state is",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("problems do not say %q:\n%s", want, all)
@@ -90,6 +90,7 @@ func TestCluster_StatusProblems(t *testing.T) {
 	}
 	r.members[2].Reachable = true
 	r.instances[1].Model = want
+	r.lock(func() { r.fresh = 1 })
 	if all := problems(); all != "" {
 		t.Errorf("problems although all is well:\n%s", all)
 	}

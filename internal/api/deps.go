@@ -5,7 +5,6 @@ package api
 import (
 	"context"
 	"io"
-	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -88,9 +87,10 @@ type Proposer interface {
 type Reader interface {
 	Read(ctx context.Context) error
 	ServeReadIndex(ctx context.Context) (*pb.ReadIndexResponse, error)
-	// Confirmed is how long ago a majority last confirmed that this node leads,
-	// false if none has or it does not. It does not wait.
-	Confirmed() (time.Duration, bool)
+	// FreshAsOf is an instant of the node's clock such that the state, when it is
+	// read after this call, has every write that was acknowledged before it; false
+	// if nothing is known of the state yet. It does not wait.
+	FreshAsOf() (clock.Instant, bool)
 }
 
 // Raft is the part of *raft.Raft that is needed here.
@@ -100,7 +100,6 @@ type Raft interface {
 	CurrentTerm() uint64
 	LastIndex() uint64
 	CommitIndex() uint64
-	LastContact() time.Time
 }
 
 // Log is the part of the log store that is needed here.

@@ -14,13 +14,13 @@ type groupServer struct {
 	s *Services
 }
 
-// group reads a group's record at a level.
-func (s *Services) group(ctx context.Context, name string, level pb.ReadLevel) (g *pb.Group, local bool, err error) {
+// group reads a group's record at a level; local is as that of read.
+func (s *Services) group(ctx context.Context, name string, level pb.ReadLevel) (g *pb.Group, local *freshness, err error) {
 	if name, err = groupName(name); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	if local, err = s.read(ctx, level); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	g, ok := s.cfg.State.Group(name)
 	if !ok {
@@ -38,11 +38,8 @@ func (x *groupServer) GetPrimary(ctx context.Context, req *pb.GetPrimaryRequest)
 	if err != nil {
 		return nil, err
 	}
-	res := &pb.GetPrimaryResponse{Primary: x.s.primaryOf(g)}
-	if local {
-		res.Staleness = x.s.staleness()
-	}
-	return res, nil
+	primary := x.s.primaryOf(g)
+	return &pb.GetPrimaryResponse{Primary: primary, Staleness: x.s.staleness(local)}, nil
 }
 
 func (x *groupServer) GetGroup(ctx context.Context, req *pb.GetGroupRequest) (*pb.GetGroupResponse, error) {

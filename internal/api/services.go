@@ -143,34 +143,19 @@ func (s *Services) inTouch() error {
 	return &hastate.NotLeaderError{}
 }
 
-// read makes the local state fit for an answer at the level that was asked for.
-func (s *Services) read(ctx context.Context, level pb.ReadLevel) (local bool, err error) {
-	local, err = wantsLocal(level)
-	if err != nil || local {
-		return local, err
+// read makes the local state fit for an answer at the level that was asked for. It
+// comes before the state is read: local is the freshness of what is read then, nil
+// if the level is not LOCAL.
+func (s *Services) read(ctx context.Context, level pb.ReadLevel) (local *freshness, err error) {
+	isLocal, err := wantsLocal(level)
+	switch {
+	case err != nil:
+		return nil, err
+	case isLocal:
+		f := s.freshness()
+		return &f, nil
 	}
-	return false, s.cfg.Reader.Read(ctx)
-}
-
-// staleness says how old a local read may be.
-func (s *Services) staleness() *pb.Staleness {
-	ms, known := s.leaderContact()
-	return &pb.Staleness{LeaderContactMs: ms, LeaderKnown: known}
-}
-
-// leaderContact is Staleness.leader_contact_ms. A node that takes itself for the
-// leader may have been deposed without knowing: what counts is when a majority last
-// confirmed it. A new leader that has no confirmation yet is as old as the follower
-// that it was.
-func (s *Services) leaderContact() (ms uint64, known bool) {
-	if age, ok := s.cfg.Reader.Confirmed(); ok {
-		return clock.Millis(age), true
-	}
-	last := s.cfg.Raft.LastContact()
-	if last.IsZero() {
-		return 0, false
-	}
-	return clock.Millis(time.Since(last)), true
+	return nil, s.cfg.Reader.Read(ctx)
 }
 
 // propose applies a command and turns a refusal into an error.

@@ -129,11 +129,7 @@ func (x *sessionServer) Get(ctx context.Context, req *pb.GetRequest) (*pb.GetRes
 	if !ok {
 		return nil, notFound("session %q of group %q", req.GetId(), group)
 	}
-	res := &pb.GetResponse{Session: session}
-	if local {
-		res.Staleness = x.s.staleness()
-	}
-	return res, nil
+	return &pb.GetResponse{Session: session, Staleness: x.s.staleness(local)}, nil
 }
 
 func (x *sessionServer) List(ctx context.Context, req *pb.ListRequest) (*pb.ListResponse, error) {

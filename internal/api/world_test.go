@@ -27,24 +27,23 @@ type world struct {
 	clock clock.Fake
 	*fakeState
 
-	mu      sync.Mutex // guards the fields below
-	rstate  raft.RaftState
-	leader  raft.ServerID
-	contact time.Time
-	// confirmed is what the leader has of a majority; negative: nothing.
-	confirmed time.Duration
-	commit    uint64
-	stored    clock.Instant
-	readErr   error
-	reads     int
-	commands  []*pb.Command
-	apply     func(*pb.Command) (*pb.Result, error)
-	moves     []string
-	holders   map[string]Holder
-	conns     map[raft.ServerID]*grpc.ClientConn
-	members   []*pb.Member
-	archive   []byte
-	deadline  time.Duration
+	mu     sync.Mutex // guards the fields below
+	rstate raft.RaftState
+	leader raft.ServerID
+	// fresh is what is known of the state; 0: nothing.
+	fresh    clock.Instant
+	commit   uint64
+	stored   clock.Instant
+	readErr  error
+	reads    int
+	commands []*pb.Command
+	apply    func(*pb.Command) (*pb.Result, error)
+	moves    []string
+	holders  map[string]Holder
+	conns    map[raft.ServerID]*grpc.ClientConn
+	members  []*pb.Member
+	archive  []byte
+	deadline time.Duration
 }
 
 // lock runs fn with the locks of the world and of its state.
@@ -82,10 +81,10 @@ func (w *world) ServeReadIndex(context.Context) (*pb.ReadIndexResponse, error) {
 	return &pb.ReadIndexResponse{Index: 9}, nil
 }
 
-func (w *world) Confirmed() (time.Duration, bool) {
+func (w *world) FreshAsOf() (clock.Instant, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.confirmed, w.rstate == raft.Leader && w.confirmed >= 0
+	return w.fresh, w.fresh != 0
 }
 
 // raftSide and logSide keep apart what has the same name as in the state.
@@ -108,12 +107,6 @@ func (r raftSide) CommitIndex() uint64 {
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	return r.w.commit
-}
-
-func (r raftSide) LastContact() time.Time {
-	r.w.mu.Lock()
-	defer r.w.mu.Unlock()
-	return r.w.contact
 }
 
 func (w *world) GetLog(uint64, *raft.Log) error { return raft.ErrLogNotFound }

@@ -3,7 +3,11 @@
 // Package readindex makes reads linearizable: it finds a log index such that a
 // state that has applied it reflects every write that was acknowledged before
 // the read began. A Leader finds the index, a Node asks whoever leads and waits
-// until the local state has got there.
+// until the local state has got there. Each such read, and a round per heartbeat
+// timeout, also shows how new the local state is (Node.FreshAsOf): it has what was
+// acknowledged before the question was asked, once it has got to the answer. That
+// the leader was heard from shows nothing of the kind: heartbeats say neither how
+// far the log is committed nor what of it has been applied.
 //
 // # Why an index that Leader.Index returns is right
 //

@@ -125,12 +125,13 @@ func (l *Leader) Index(ctx context.Context) (uint64, error) {
 	return l.rounds.wait(ctx)
 }
 
-// Confirmed is how long ago it was at most that this node surely was the only
-// leader: every write that was acknowledged before then is in the log as it is
-// known to be committed here. It grows while no majority answers. False if this
-// node does not lead, or has not applied an entry of its own term yet. It asks
-// nobody and does not wait.
-func (l *Leader) Confirmed() (time.Duration, bool) {
+// Confirmed is the newest instant at which this node surely was the only leader:
+// every write that was acknowledged before then is in the state of this node (by
+// the claim of the package comment; this leader applies what it acknowledges, and
+// has applied what older terms have). It stands still while no majority answers.
+// False if this node does not lead, or has not applied an entry of its own term
+// yet. It asks nobody and does not wait.
+func (l *Leader) Confirmed() (clock.Instant, bool) {
 	term, applied := l.cfg.Barrier()
 	if !applied {
 		return 0, false
@@ -140,7 +141,7 @@ func (l *Leader) Confirmed() (time.Duration, bool) {
 	if !ok || !l.leads(term) {
 		return 0, false
 	}
-	return max(0, l.cfg.Clock.Now().Sub(at)), true
+	return at, true
 }
 
 func (l *Leader) notLeader() error {

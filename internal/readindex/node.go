@@ -62,6 +62,7 @@ type Node struct {
 	cfg NodeConfig
 	// remote are the questions to a leader elsewhere.
 	remote *rounds
+	fresh  fresh
 }
 
 // New does no I/O; reads wait until Run is called.
@@ -104,9 +105,10 @@ func (n *Node) Read(ctx context.Context) error {
 	}
 	pause := retryMin
 	for {
+		asOf := n.now() // before it is asked: the answer covers what came before
 		index, err := n.index(ctx)
 		if err == nil {
-			return n.cfg.State.WaitApplied(ctx, index)
+			return n.reach(ctx, index, asOf)
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("linearizable read: %w: %w", context.Cause(ctx), n.notLeader())
@@ -131,10 +133,6 @@ func (n *Node) ServeReadIndex(ctx context.Context) (*pb.ReadIndexResponse, error
 	}
 	return &pb.ReadIndexResponse{Index: index}, nil
 }
-
-// Confirmed is that of the Leader: how long ago a majority last confirmed that
-// this node leads.
-func (n *Node) Confirmed() (time.Duration, bool) { return n.cfg.Leader.Confirmed() }
 
 func (n *Node) index(ctx context.Context) (uint64, error) {
 	if n.cfg.Raft.State() == raft.Leader {

@@ -245,7 +245,7 @@ type StatusResponse struct {
 	LastLogIndex  uint64 `protobuf:"varint,5,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
 	CommitIndex   uint64 `protobuf:"varint,6,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
 	AppliedIndex  uint64 `protobuf:"varint,7,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	// As in Staleness.
+	// As in Staleness, of the state that this answer is from.
 	LeaderContactMs uint64 `protobuf:"varint,8,opt,name=leader_contact_ms,json=leaderContactMs,proto3" json:"leader_contact_ms,omitempty"`
 	// Hex digest of the replicated state at hash_index, if it was asked for.
 	StateHash string      `protobuf:"bytes,9,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
@@ -260,7 +260,9 @@ type StatusResponse struct {
 	// What is wrong, one line each; empty if nothing is.
 	Problems []string `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
 	// Log index that state_hash is of.
-	HashIndex     uint64 `protobuf:"varint,18,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"`
+	HashIndex uint64 `protobuf:"varint,18,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"`
+	// As in Staleness: false if leader_contact_ms says nothing.
+	LeaderKnown   bool `protobuf:"varint,19,opt,name=leader_known,json=leaderKnown,proto3" json:"leader_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -419,6 +421,13 @@ func (x *StatusResponse) GetHashIndex() uint64 {
 		return x.HashIndex
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetLeaderKnown() bool {
+	if x != nil {
+		return x.LeaderKnown
+	}
+	return false
 }
 
 type ListMembersRequest struct {
@@ -1188,7 +1197,7 @@ const file_hastate_v1_cluster_proto_rawDesc = "" +
 	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x18\n" +
 	"\aversion\x18\t \x01(\tR\aversion\",\n" +
 	"\rStatusRequest\x12\x1b\n" +
-	"\twith_hash\x18\x01 \x01(\bR\bwithHash\"\xa9\x05\n" +
+	"\twith_hash\x18\x01 \x01(\bR\bwithHash\"\xcc\x05\n" +
 	"\x0eStatusResponse\x12/\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.hastate.v1.ReplyHeaderR\x06header\x12\x1d\n" +
 	"\n" +
@@ -1211,7 +1220,8 @@ const file_hastate_v1_cluster_proto_rawDesc = "" +
 	"\aprofile\x18\x10 \x01(\tR\aprofile\x12\x1a\n" +
 	"\bproblems\x18\x11 \x03(\tR\bproblems\x12\x1d\n" +
 	"\n" +
-	"hash_index\x18\x12 \x01(\x04R\thashIndex\"\x14\n" +
+	"hash_index\x18\x12 \x01(\x04R\thashIndex\x12!\n" +
+	"\fleader_known\x18\x13 \x01(\bR\vleaderKnown\"\x14\n" +
 	"\x12ListMembersRequest\"t\n" +
 	"\x13ListMembersResponse\x12/\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.hastate.v1.ReplyHeaderR\x06header\x12,\n" +

@@ -223,12 +223,17 @@ func (x *RequestId) GetAckedBelow() uint64 {
 // Staleness says how old a local read may be.
 type Staleness struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Milliseconds since the answering node last heard from the leader, voted for
-	// one, or stopped leading. On the leader itself: since it sent what a majority
-	// of the voters has answered last; it grows while they do not answer.
+	// The answer has every write that was acknowledged, anywhere, this many
+	// milliseconds or more before it was given. Measured from an instant before the
+	// state was read, on the answering node's own clock, suspend included: on the
+	// leader, when it sent what a majority of the voters has answered last; elsewhere,
+	// when the node asked the leader how far the log was and has got there since, which
+	// it does once per heartbeat timeout. It grows while a majority does not answer,
+	// while the leader cannot be reached, and while the node is catching up. 0 if
+	// leader_known is false, and says nothing then.
 	LeaderContactMs uint64 `protobuf:"varint,1,opt,name=leader_contact_ms,json=leaderContactMs,proto3" json:"leader_contact_ms,omitempty"`
-	// False if the node has never heard from a leader since it started, and does
-	// not lead with a majority that has answered.
+	// False if nothing has confirmed the state of the node since it started: it may be
+	// of any age.
 	LeaderKnown   bool `protobuf:"varint,2,opt,name=leader_known,json=leaderKnown,proto3" json:"leader_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -25,8 +25,8 @@ var readMutants = []Mutant{
 		What: "A read does not wait until the node has applied up to the read index: a follower answers with the past.",
 		Changes: []Change{{
 			File: "internal/readindex/node.go",
-			Old:  `			return n.cfg.State.WaitApplied(ctx, index)`,
-			New: `			_ = index
+			Old:  `			return n.reach(ctx, index, asOf)`,
+			New: `			_, _ = index, asOf
 			return nil`,
 		}},
 		Guarantee: "G4", Check: Linearizability, Faults: "pause-node,slow-link", Limit: time.Minute,
