@@ -33,12 +33,21 @@ func (n *Node) serving() bool {
 	return n.logs.Stalled() < n.cfg.Profile.Heartbeat && n.applier.stalled(n.cfg.Clock.Now()) < n.cfg.Profile.Stall
 }
 
+// staleLeases is how old the state may be, in leases, for watches to stay: longer than
+// an election and a catch-up after a restart.
+const staleLeases = 3
+
 // inTouch says whether this node hears of what is committed: it leads, or has
 // heard its leader within a lease, and no write to its log has hung for as long.
 // Elections and slow disks are faster than that, so that watches do not wander
-// during each.
+// during each. To hear a leader is not enough: entries may not get here, or a leader
+// be none any more without knowing. So the state must also have been shown to be new.
 func (n *Node) inTouch() bool {
 	if !n.cfg.Faults.WatchdogOff && n.logs.Stalled() >= n.cfg.Profile.Lease {
+		return false
+	}
+	asOf, known := n.reads.FreshAsOf()
+	if !known || n.cfg.Clock.Now().Sub(asOf) >= staleLeases*n.cfg.Profile.Lease {
 		return false
 	}
 	return n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < n.cfg.Profile.Lease

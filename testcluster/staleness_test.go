@@ -80,34 +80,76 @@ func TestStaleness_HeartbeatsAloneMakeNothingFresh(t *testing.T) {
 	c := New(t, Options{NoInstances: true, Configure: func(cfg *node.Config) {
 		cfg.Faults.Network = starved{cfg.Faults.Network, &victim}
 	}})
-	leader := c.WaitLeader()
-	put(t, leader, "old", "v")
+	put(t, c.WaitLeader(), "old", "v")
 	haveOld(t, c.Members...)
-	behind := c.Others(leader)[0]
-	id := raftID(behind)
-	victim.Store(&id)
-	put(t, leader, "new", "v")
-	acknowledged := clock.Boot{}.Now()
-	ctx, conn := within(t), dial(t, behind)
+	for try := range tries {
+		leader := c.WaitLeader()
+		behind, key := c.Others(leader)[0], fmt.Sprintf("try-%d", try)
+		id := raftID(behind)
+		victim.Store(&id)
+		put(t, leader, key, "v")
+		lacked := lacks(t, behind, key, clock.Boot{}.Now())
+		if lacked {
+			watchEnds(t, behind)
+		}
+		victim.Store(nil)
+		if lacked {
+			getsFresh(t, behind, key)
+			return
+		}
+		t.Logf("%s was elected just before it could be starved", behind.ID)
+	}
+	t.Fatal("no follower could be starved")
+}
+
+// lacks looks for some heartbeats at what a member that lacks an acknowledged write
+// says of its age, and reports whether it does lack it.
+func lacks(t *testing.T, m *Member, key string, acknowledged clock.Instant) bool {
+	t.Helper()
+	ctx, conn := within(t), dial(t, m)
+	lacked := true
 	wait.Until(t, Patience, func() error {
-		asked := clock.Boot{}.Now()
-		lacked := asked.Sub(acknowledged)
-		age, known, found := localAge(ctx, t, conn, "new")
+		since := clock.Boot{}.Now().Sub(acknowledged)
+		age, known, found := localAge(ctx, t, conn, key)
 		switch {
 		case found:
-			t.Fatal("entries get to the follower all the same")
-		case !known || age < lacked:
-			t.Fatalf("it says %v (known: %v), and lacks a write of %v ago", age, known, lacked)
-		case lacked < 3*Calm.Heartbeat:
-			return fmt.Errorf("only %v have passed", lacked)
+			lacked = false
+			return nil
+		case !known || age < since:
+			t.Fatalf("%s says %v (known: %v), and lacks a write of %v ago", m.ID, age, known, since)
+		case since < 3*Calm.Heartbeat:
+			return fmt.Errorf("only %v have passed", since)
 		}
 		return nil
 	})
-	victim.Store(nil)
+	return lacked
+}
+
+// watchEnds waits until a watch at a member cannot be held: there would be no news.
+func watchEnds(t *testing.T, m *Member) {
+	t.Helper()
+	ctx, sessions := within(t), pb.NewSessionServiceClient(dial(t, m))
 	wait.Until(t, Patience, func() error {
-		asked := clock.Boot{}.Now()
-		if age, _, found := localAge(ctx, t, conn, "new"); !found || age >= asked.Sub(acknowledged) {
-			return fmt.Errorf("it says %v, has the write: %v", age, found)
+		watch, err := sessions.WatchSessions(ctx, &pb.WatchSessionsRequest{})
+		for err == nil {
+			_, err = watch.Recv()
+		}
+		if status.Code(err) != codes.Unavailable {
+			return fmt.Errorf("its watch ended with %w", err)
+		}
+		return nil
+	})
+}
+
+// getsFresh waits until a member has a write, and says that it has what was there
+// when the wait began.
+func getsFresh(t *testing.T, m *Member, key string) {
+	t.Helper()
+	ctx, conn, began := within(t), dial(t, m), clock.Boot{}.Now()
+	wait.Until(t, Patience, func() error {
+		since := clock.Boot{}.Now().Sub(began)
+		if age, _, found := localAge(ctx, t, conn, key); !found || age >= since {
+			return fmt.Errorf("%s says %v after %v, has the write: %v", m.ID, age, since, found)
 		}
 		return nil
 	})

@@ -13,6 +13,7 @@ import (
 
 // localReads are all that say how old their answer is.
 func localReads(t *testing.T, r *rig) map[string]func() *pb.Staleness {
+	t.Helper()
 	return map[string]func() *pb.Staleness{
 		"GetPrimary": func() *pb.Staleness {
 			t.Helper()
