@@ -30,12 +30,12 @@ soak: ## three real processes, ROUNDS kill -9 under load, SEED to repeat a run
 DURATION ?= 3m
 FAULTS ?= all
 NODES ?= 3
-CHAOS = go run ./testcluster/chaos
+CHAOS = go build -o bin/chaos ./testcluster/chaos && bin/chaos
 chaos: ## break real clusters for DURATION and check histories; SEED, FAULTS, NODES, ARGS
-	$(CHAOS) -duration $(DURATION) -faults $(FAULTS) -nodes $(NODES) $(if $(SEED),-seed $(SEED)) $(ARGS)
+	@$(CHAOS) -duration "$(DURATION)" -faults "$(FAULTS)" -nodes "$(NODES)" $(if $(SEED),-seed "$(SEED)") $(ARGS)
 
 chaos-mutants: ## show that the chaos suite catches seeded bugs; ARGS="-only NAME,... -quick"
-	$(CHAOS) mutants -v $(if $(SEED),-seed $(SEED)) $(ARGS)
+	@$(CHAOS) mutants -v $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 demo: ## the main job: a stream that survives the death of its primary
 	go run ./cmd/hanode demo

@@ -99,9 +99,9 @@ func (s *stage) held(ctx context.Context, hosts ...*rig.Host) []string {
 	return names
 }
 
-// elsewhere are the groups whose primary is at a member, but not at this one.
-func (s *stage) elsewhere(ctx context.Context, h *rig.Host) []string {
-	return s.held(ctx, slices.DeleteFunc(slices.Clone(s.members), func(other *rig.Host) bool { return other == h })...)
+// elsewhere are the groups whose primary is at a member, but not at one of these.
+func (s *stage) elsewhere(ctx context.Context, these ...*rig.Host) []string {
+	return s.held(ctx, slices.DeleteFunc(slices.Clone(s.members), func(h *rig.Host) bool { return slices.Contains(these, h) })...)
 }
 
 // epochs are the newest epochs of all groups.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -238,7 +239,7 @@ func TestLeaks_Grown(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, bad := range []string{"-nodes 4", "-groups 0", "-duration 0s", "-duration 1000h", "-profile slow", "-faults no-such", "-chapter 0", "more"} {
+	for _, bad := range []string{"-nodes 4", "-groups 0", "-duration 0s", "-duration 1000h", "-profile slow", "-faults no-such", "-chapter 0", "more", "-until bogus", "-faults none,kill-node"} {
 		if _, err := parse(append(strings.Fields(bad), "-root=false")); err == nil {
 			t.Errorf("%s was taken", bad)
 		}
@@ -260,6 +261,43 @@ func TestDocs_Report(t *testing.T) {
 			if name != "" && !strings.Contains(string(doc), "`"+name+"`") {
 				t.Errorf("docs/chaos.md does not tell of %s", name)
 			}
+		}
+	}
+}
+
+// TestDocs_Checks: every check is explained.
+func TestDocs_Checks(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/chaos.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range checks {
+		if !strings.Contains(string(doc), "| `"+name+"` |") {
+			t.Errorf("docs/chaos.md does not tell of the check %s", name)
+		}
+	}
+}
+
+// TestJudge: a run that did nothing, or not all, is no success.
+func TestJudge(t *testing.T) {
+	failed := errors.New("no ip")
+	for _, c := range []struct {
+		violations  int
+		interrupted bool
+		err         error
+		result      string
+		code        int
+	}{
+		{0, false, nil, "ok", exitOK},
+		{1, false, nil, "violation", exitViolation},
+		{1, true, failed, "violation", exitViolation},
+		{0, true, failed, "interrupted", exitBroken},
+		{0, true, nil, "interrupted", exitBroken},
+		{0, false, failed, "broken", exitBroken},
+	} {
+		r := report{Violations: make([]record.Violation, c.violations)}
+		if code := r.judge(c.interrupted, c.err); code != c.code || r.Result != c.result {
+			t.Errorf("%+v: %d, %s", c, code, r.Result)
 		}
 	}
 }

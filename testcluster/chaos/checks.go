@@ -26,8 +26,6 @@ const linearizeTimeout = 20 * time.Second
 // did not become whole.
 func (r *run) check(ctx context.Context, l *load.Load) error {
 	ops := l.Ops(0)
-	r.history.events = append(r.history.events, l.GroupEvents(0)...)
-	r.history.requests = append(r.history.requests, l.Requests(0)...)
 	if err := r.atRest(ctx); err != nil {
 		return err
 	}
@@ -206,14 +204,17 @@ func (r *run) finish(ctx context.Context) {
 	if !r.broken() && ctx.Err() == nil {
 		r.add(check.History(slices.Concat(r.formsOfTransitions()...), r.history.faults, check.HistoryOptions{Events: r.history.events, Lease: r.draw.lease}))
 	}
-	causeless := r.judgeCauses()
+	var causeless []record.Violation
+	if ctx.Err() == nil { // a round that was interrupted is among the faults of none
+		causeless = r.judgeCauses()
+	}
 	r.report.False = len(causeless)
 	now := clock.Boot{}.Now()
 	r.report.Observed = observed(r.history.faults, r.stage.groups, now.Add(-time.Since(r.began)), now).Hours()
 	r.report.FalsePerHour = float64(len(causeless)) / max(r.report.Observed, 1e-9)
 	r.add(r.leaks.grown())
 	r.report.LeaksJudged = r.leaks.judged()
-	if r.report.Rounds == 0 {
+	if r.report.Rounds == 0 && ctx.Err() == nil {
 		r.violate("proof", "no round was done: nothing is proved")
 	}
 	r.report.Requests = len(r.history.requests)

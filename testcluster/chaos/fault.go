@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -50,7 +51,9 @@ type broken struct {
 	// lost are the groups whose primary is certainly taken away.
 	lost []string
 	// spared are groups whose primary is where nothing is broken, so that it must stay,
-	// whoever leads: it keeps its lease while another leader is elected.
+	// whoever leads: it keeps its lease while another leader is elected. Not for faults
+	// that slow a leader down instead of taking it away: how long the others put up with
+	// it is not bounded by an election.
 	spared []string
 	// leader, if not nil, is the leader that was taken away: another one must lead
 	// while it stays broken.
@@ -74,6 +77,9 @@ func chosen(names string, root bool) (found []fault, skipped []string, err error
 		return nil, nil, nil
 	}
 	for name := range strings.SplitSeq(names, ",") {
+		if name = strings.TrimSpace(name); name == "none" {
+			return nil, nil, errors.New("faults: none stands alone: leave it out, or the others")
+		}
 		n := 0
 		exact := slices.ContainsFunc(faults(), func(f fault) bool { return f.kind == name })
 		for _, f := range faults() {

@@ -27,9 +27,9 @@ func diskFaults() []fault {
 		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once, often just after a log was truncated: what was not fsynced is gone", inject: powerCutAll},
 		{kind: "power-cut-host", family: family, weight: 2, root: true, what: "power cut of one host, often the leader's", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			h, who := d.target(ctx, s)
-			lost := s.held(ctx, h)
+			lost, spared := s.held(ctx, h), s.elsewhere(ctx, h)
 			b, err := powerCut(s, who, h)
-			b.lost, b.hold = lost, d.above()
+			b.lost, b.spared, b.hold = lost, spared, d.above()
 			return b, err
 		}},
 		{kind: "disk-full", family: family, weight: 1, root: true, exits: noSpace, what: "no space is left on the disk of a host", inject: diskFull},
@@ -124,7 +124,7 @@ func diskFull(ctx context.Context, s *stage, d *draw) (broken, error) {
 // (docs/adr/0004). Until it is replaced the others are a majority without it.
 func lostDisk(ctx context.Context, s *stage, d *draw) (broken, error) {
 	h, who := d.target(ctx, s)
-	b := broken{what: who + " comes back with an empty disk", lost: s.held(ctx, h), hold: d.above()}
+	b := broken{what: who + " comes back with an empty disk", lost: s.held(ctx, h), spared: s.elsewhere(ctx, h), hold: d.above()}
 	if err := s.kill(true, true, h); err != nil {
 		return b, err
 	}
@@ -142,7 +142,7 @@ func lostDisk(ctx context.Context, s *stage, d *draw) (broken, error) {
 func damage(file string, how func(f *os.File, d *draw) (string, error)) func(context.Context, *stage, *draw) (broken, error) {
 	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
 		h, who := d.target(ctx, s)
-		b := broken{lost: s.held(ctx, h), what: who + " ends"}
+		b := broken{lost: s.held(ctx, h), spared: s.elsewhere(ctx, h), what: who + " ends"}
 		if err := s.kill(true, true, h); err != nil {
 			return b, err
 		}

@@ -23,7 +23,7 @@ func latePromote(ctx context.Context, s *stage, d *draw) (broken, error) {
 	if h == nil || h.Model(group) == nil {
 		return broken{}, errNobody
 	}
-	b := broken{what: fmt.Sprintf("the model server of %s at %s is stopped with orders in its socket, and its node killed", group, h.NodeID()), lost: s.held(ctx, h)}
+	b := broken{what: fmt.Sprintf("the model server of %s at %s is stopped with orders in its socket, and its node killed", group, h.NodeID()), lost: s.held(ctx, h), spared: s.elsewhere(ctx, h)}
 	server := h.Model(group)
 	b.then = func(ctx context.Context) error {
 		if err := sleep(ctx, time.Duration(early*float64(d.lease))); err != nil {
@@ -44,8 +44,9 @@ func latePromote(ctx context.Context, s *stage, d *draw) (broken, error) {
 }
 
 // askFormer sends requests to a former primary for a while. What it answers it writes
-// down itself; that it refuses is what it should do.
+// down itself; that it refuses is what it should do. At least one it must answer.
 func (s *stage) askFormer(ctx context.Context, h *rig.Host, group string, patience time.Duration) error {
+	last, answers := error(nil), 0
 	for until := time.Now().Add(patience); time.Now().Before(until); {
 		asked, cancel := context.WithTimeout(ctx, askTimeout)
 		req, err := http.NewRequestWithContext(asked, http.MethodPost, "http://"+h.ModelAddress(group)+"/generate", http.NoBody)
@@ -57,11 +58,16 @@ func (s *stage) askFormer(ctx context.Context, h *rig.Host, group string, patien
 		}
 		cancel()
 		if err != nil {
-			return fmt.Errorf("ask the former primary of %s: %w", group, err)
+			last = err
+		} else {
+			answers++
 		}
 		if err := sleep(ctx, lookEvery); err != nil {
 			return err
 		}
+	}
+	if answers == 0 {
+		return fmt.Errorf("ask the former primary of %s: %w", group, last)
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func cutting(choose func(context.Context, *stage, *draw) []*rig.Host) func(conte
 		if hosts == nil {
 			return broken{}, errNobody
 		}
-		b := broken{what: "cut off " + names(hosts), hold: d.around()}
+		b := broken{what: "cut off " + names(hosts), spared: s.elsewhere(ctx, hosts...), hold: d.around()}
 		if b.hold > 2*d.lease {
 			b.lost = s.held(ctx, hosts...)
 		}
@@ -124,12 +124,13 @@ func cutUncounted(ctx context.Context, s *stage, d *draw) (broken, error) {
 	if h == nil {
 		return broken{}, errNobody
 	}
-	for _, g := range s.groups {
+	held := s.held(ctx, h)
+	for _, g := range held { // another one may have counted its lease to the end before, and not been demoted
 		if err := h.ModelControl(ctx, g, []byte(`{"uncounted":true}`)); err != nil {
 			return broken{}, err
 		}
 	}
-	b := broken{what: h.NodeID() + " is cut off, its model servers do not count their leases", lost: s.held(ctx, h), hold: d.above() + d.lease}
+	b := broken{what: h.NodeID() + " is cut off, its model servers do not count their leases", lost: held, spared: s.elsewhere(ctx, h), hold: d.above() + d.lease}
 	these, others := s.sides(one(h))
 	if err := s.between(these, others, rig.Policy{Cut: true}); err != nil {
 		return b, err

@@ -41,13 +41,28 @@ const (
 func patiently(ctx context.Context, order func() error) error {
 	for until := time.Now().Add(longestBackoff); ; {
 		err := order()
-		if err == nil || !strings.Contains(err.Error(), "backs off after a failed promotion") || time.Now().After(until) {
+		if err == nil || !backingOff(err) || time.Now().After(until) {
 			return err
 		}
 		if err := sleep(ctx, 200*time.Millisecond); err != nil {
 			return err
 		}
 	}
+}
+
+// backingOff says that an order was refused, before anything was changed, and by all
+// candidates because they back off. The refusals come as text only.
+func backingOff(err error) bool {
+	_, refusals, before := strings.Cut(err.Error(), "nothing was changed: ")
+	if !before {
+		return false
+	}
+	for refusal := range strings.SplitSeq(refusals, "; ") {
+		if !strings.Contains(refusal, "backs off after a failed promotion") {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *stage) switchover(ctx context.Context, group, to string, timeout time.Duration) error {

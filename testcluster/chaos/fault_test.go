@@ -253,3 +253,20 @@ func TestFinish(t *testing.T) {
 		t.Errorf("%v hours were observed", got)
 	}
 }
+
+// TestBackingOff: an order is repeated only if nothing but a back-off is in its way.
+func TestBackingOff(t *testing.T) {
+	const before = "precondition failed: no instance can take over group \"g1\", nothing was changed: "
+	const off = "it is stopping, or backs off after a failed promotion"
+	for text, want := range map[string]bool{
+		before + "n1: " + off:                              true,
+		before + "n1: " + off + "; n2: it " + off:          true,
+		before + "n1: " + off + "; n2: it does not answer": false,
+		"switchover of group \"g1\" failed: n1: " + off:    false,
+		before + "no node with an instance in the group":   false,
+	} {
+		if got := backingOff(errors.New(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}

@@ -13,14 +13,22 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/testcluster/chaos/model"
+	"github.com/hastate/hastate/testcluster/chaos/mutant"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
+
+// checks are the names that a violation can have: docs/chaos.md says what they mean.
+var checks = []string{
+	mutant.Linearizability, mutant.OnePrimary, mutant.ExactlyOnce, mutant.Watch, mutant.Convergence, mutant.Promotion, mutant.History,
+	mutant.FalseFailover, mutant.Durability, mutant.Availability, "one-leader", "exit", "operator", "leak", "proof",
+}
 
 // Exit codes of a run.
 const (
@@ -140,6 +148,11 @@ func parse(args []string) (options, error) {
 	if *until != "" {
 		o.until = strings.Split(*until, ",")
 	}
+	for _, name := range o.until {
+		if name != "any" && !slices.Contains(checks, name) {
+			return o, fmt.Errorf("-until %q is no check: use any, or some of %s", name, strings.Join(checks, ", "))
+		}
+	}
 	if *verbose {
 		o.progress = os.Stderr
 	}
@@ -222,14 +235,27 @@ func prepareAndRun(ctx context.Context, o options, args []string, inside bool) (
 		}
 	}
 	report, err := runAll(ctx, o)
+	code = report.judge(ctx.Err() != nil, err)
 	if encodeErr := json.NewEncoder(os.Stdout).Encode(report); encodeErr != nil {
-		err = errors.Join(err, encodeErr)
+		return exitBroken, errors.Join(err, encodeErr)
 	}
+	fmt.Fprintf(os.Stderr, "chaos: %s: %d rounds, %d failovers, %d violations in %.0f s\n", report.Result, report.Rounds, report.Failovers, report.Found, report.Seconds)
+	return code, err
+}
+
+// judge says how the run has ended, in the report and as an exit code.
+func (r *report) judge(interrupted bool, err error) (code int) {
+	r.Result, code = "ok", exitOK
 	switch {
-	case len(report.Violations) > 0:
-		return exitViolation, err
+	case len(r.Violations) > 0:
+		r.Result, code = "violation", exitViolation
+	case interrupted:
+		r.Result, code = "interrupted", exitBroken
 	case err != nil:
-		return exitBroken, err
+		r.Result, code = "broken", exitBroken
 	}
-	return exitOK, nil
+	if err != nil {
+		r.Error = err.Error()
+	}
+	return code
 }

@@ -33,6 +33,10 @@ func mutantsCommand(ctx context.Context, args []string) int {
 	if err := fs.Parse(args); err != nil {
 		return exitUsage
 	}
+	if fs.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "chaos mutants: argument %q is not known: name mutants with -only\n", fs.Arg(0))
+		return exitUsage
+	}
 	o := hunt{seed: *seed, keep: *keep, progress: io.Discard}
 	if *verbose {
 		o.progress = os.Stderr

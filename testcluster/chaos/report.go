@@ -62,6 +62,10 @@ type report struct {
 	SkippedNoRoot []string `json:"skipped_without_root,omitempty"`
 	// Folder has the logs and histories; it is left if something was wrong.
 	Folder string `json:"folder,omitempty"`
+	// Result is ok, violation, broken (the run could not be done, see Error) or
+	// interrupted.
+	Result string `json:"result"`
+	Error  string `json:"error,omitempty"`
 }
 
 // kindReport is what one kind of fault did. A round with two faults counts under

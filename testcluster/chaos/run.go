@@ -118,6 +118,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, burning.stop()) }()
 
+	r.countElections(ctx) // from here on
 	r.began = time.Now()
 	fmt.Fprintf(os.Stderr, "chaos: seed %d, folder %s\n", r.o.seed, r.dir) // also if it is killed
 	for more := true; more && err == nil && ctx.Err() == nil; {
@@ -169,6 +170,14 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 	}
 	if err := stop(); err != nil && !r.broken() && ctx.Err() == nil {
 		r.violate(mutant.Availability, "the load does not come to its end: %v", err)
+	}
+	r.history.events = append(r.history.events, l.GroupEvents(0)...)
+	r.history.requests = append(r.history.requests, l.Requests(0)...)
+	if ctx.Err() != nil { // nothing is at rest, or whole: nothing is judged
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), brokenStopTimeout)
+		defer cancel()
+		_ = r.keepTransitions(late) // for the counts; what is down tells nothing
+		return false, nil
 	}
 	if err := r.check(ctx, l); err != nil {
 		return false, err
@@ -237,8 +246,7 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 		kinds = append(kinds, p.kind)
 		f.Harmless = f.Harmless && p.harmless
 		if err != nil {
-			r.report.NotInjected++
-			f.NotInjected = append(f.NotInjected, p.kind)
+			r.notInjected(f, p.kind)
 			r.say("  %s: %v", p.kind, err)
 			r.judgeOrder(picked, f.Round, err)
 		}
@@ -258,14 +266,23 @@ func (r *run) breakAll(ctx context.Context, d *draw, picked []fault, f *record.F
 		f.Spared = r.spared(picked[0], all[0])
 	}
 	_ = sleep(ctx, hold-clock.Boot{}.Now().Sub(f.Began)) // ended by ctx: so is all
-	for _, b := range slices.Backward(all) {
+	for i, b := range slices.Backward(all) {
 		if b.then == nil {
 			continue
 		}
 		if err := b.then(ctx); err != nil {
 			r.say("  %s: %v", b.what, err)
+			r.notInjected(f, picked[i].kind)
 			r.judgeOrder(picked, f.Round, err)
 		}
+	}
+}
+
+// notInjected counts a fault that could not be done in full, once.
+func (r *run) notInjected(f *record.Fault, kind string) {
+	if !slices.Contains(f.NotInjected, kind) {
+		f.NotInjected = append(f.NotInjected, kind)
+		r.report.NotInjected++
 	}
 }
 

@@ -135,9 +135,17 @@ func (s *stage) close() error {
 	return errors.Join(append(errs, s.rig.Close())...)
 }
 
-// startHost starts what does not run on a host, and notes a model server that has
-// ended by itself: this run ends them by a signal only.
+// startHost starts what does not run on a host.
 func (s *stage) startHost(h *rig.Host) error {
+	if err := s.startModels(h); err != nil {
+		return err
+	}
+	return s.startNode(h)
+}
+
+// startModels starts the model servers that do not run, and notes those that have ended
+// by themselves: this run ends them by a signal only.
+func (s *stage) startModels(h *rig.Host) error {
 	for _, g := range s.groups {
 		p := h.Model(g)
 		if p != nil && !p.Running() && p.ExitCode() >= 0 {
@@ -149,7 +157,7 @@ func (s *stage) startHost(h *rig.Host) error {
 			}
 		}
 	}
-	return s.startNode(h)
+	return nil
 }
 
 func (s *stage) startNode(h *rig.Host) error {

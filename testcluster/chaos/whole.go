@@ -209,6 +209,10 @@ func (s *stage) membersWhole(ctx context.Context) error {
 		}
 	}
 	for _, h := range s.members {
+		// One may have ended while it was being put right.
+		if err := s.startModels(h); err != nil {
+			return err
+		}
 		m := found[h.NodeID()]
 		switch p := h.Node(); {
 		case !p.Running() && s.starts[h].Expect == 0 && m == nil:
