@@ -176,6 +176,7 @@ func (r *run) chapter(ctx context.Context) (more bool, err error) {
 	if ctx.Err() != nil { // nothing is at rest, or whole: nothing is judged
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), brokenStopTimeout)
 		defer cancel()
+		r.countElections(late)
 		_ = r.keepTransitions(late) // for the counts; what is down tells nothing
 		return false, nil
 	}
