@@ -7,9 +7,11 @@ import (
 	"flag"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -29,6 +31,39 @@ var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node 
 	switchover failover-force pause-resume pause-lost concurrent-switchover late-grant damaged-backup old-log`)
 
 var checks = []string{Linearizability, OnePrimary, ExactlyOnce, Watch, Convergence, Promotion, History, FalseFailover, Durability, Availability}
+
+// TestGuaranteesDoc: every test that the guarantees rest on exists, and every seeded bug
+// is named there.
+func TestGuaranteesDoc(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join(root(t), "docs", "guarantees.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range List() {
+		if m.Name != "clocks-5-percent-off" && !strings.Contains(string(doc), m.Name) {
+			t.Errorf("docs/guarantees.md does not name %s", m.Name)
+		}
+	}
+	exists := map[string]bool{}
+	err = filepath.WalkDir(root(t), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, found := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(source, -1) {
+			exists[string(found[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(doc, -1) {
+		if !exists[string(name[1])] {
+			t.Errorf("docs/guarantees.md: there is no test %s", name[1])
+		}
+	}
+}
 
 func root(t *testing.T) string {
 	t.Helper()
