@@ -47,6 +47,9 @@ func stalled(tail string, code int) bool {
 // crashedAsTold: it is a model server that was told to. Nodes have no such exit code.
 func crashedAsTold(_ string, code int) bool { return code == model.CrashCode }
 
+// stoppedAsTold: the same for one that was told to shut down.
+func stoppedAsTold(_ string, code int) bool { return code == model.StopCode }
+
 func noSpace(tail string, code int) bool {
 	return said(tail, code, "no space left on device", "input/output error")
 }

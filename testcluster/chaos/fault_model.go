@@ -24,6 +24,7 @@ func modelFaults() []fault {
 		{kind: "model-crash-on-promote", family: family, aimed: true, exits: crashedAsTold, weight: 3, what: "the standbys' model servers crash when they are promoted", inject: badStandby(`{"crash_on_promote":true}`, "crash on Promote", 1)},
 		{kind: "model-slow-promote", family: family, aimed: true, weight: 2, what: "a Promote times out and succeeds later", inject: badStandby(`{"promote":"slow","slow_ms":4000}`, "take 4 s for Promote", 1)},
 		{kind: "model-refuse", family: family, aimed: true, weight: 2, what: "the standbys refuse to be promoted", inject: badStandby(`{"promote":"refuse"}`, "refuse Promote", 2)},
+		{kind: "model-stops-late", family: family, exits: stoppedAsTold, weight: 2, alone: true, what: "a primary's model server shuts down in an orderly way, refusing connections while it works on, and its node is restarted", inject: modelStopsLate},
 		{kind: "model-ignore-promote", family: family, aimed: true, weight: 2, what: "the standbys answer Promote as done and do nothing", inject: badStandby(`{"promote":"ignore"}`, "answer Promote and do nothing", 2)},
 	}
 }
@@ -42,6 +43,29 @@ func primaryModel(control, what string, lost bool) func(context.Context, *stage,
 		}
 		return b, h.ModelControl(ctx, group, []byte(control))
 	}
+}
+
+// modelStopsLate restarts the node of a model server that accepts no connections any
+// more and serves on over those that it has, for the rest of its lease. The new process
+// sees refused connections only, and must not take them for the server's end.
+func modelStopsLate(ctx context.Context, s *stage, d *draw) (broken, error) {
+	group, late := d.group(s), 1.5+d.Float64()
+	h := s.primary(ctx, group)
+	if h == nil {
+		return broken{}, errNobody
+	}
+	b := broken{
+		what: fmt.Sprintf("the model server of %s at %s shuts down, and its node is restarted", group, h.NodeID()),
+		lost: []string{group}, spared: s.elsewhere(ctx, h), hold: 3 * d.lease,
+	}
+	stop := fmt.Sprintf(`{"stop_late_ms":%d}`, time.Duration(late*float64(d.lease)).Milliseconds())
+	if err := h.ModelControl(ctx, group, []byte(stop)); err != nil {
+		return b, err
+	}
+	if err := s.kill(true, false, h); err != nil {
+		return b, err
+	}
+	return b, s.startNode(h)
 }
 
 func lyingModel(ctx context.Context, s *stage, d *draw) (broken, error) {

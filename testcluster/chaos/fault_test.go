@@ -119,6 +119,9 @@ func TestExits(t *testing.T) {
 		{"model-crash-on-promote", "", 3, true},
 		{"model-crash-on-promote", "panic: boom", 2, false},
 		{"model-crash-on-promote", "hanode: no", 1, false},
+		{"model-crash-on-promote", "", 4, false},
+		{"model-stops-late", "", 4, true},
+		{"model-stops-late", "", 3, false},
 	} {
 		for _, f := range faults() {
 			if f.kind == c.kind && f.exits(c.tail, c.code) != c.want {

@@ -77,6 +77,8 @@ func dispatch(ctx context.Context, args []string, inside bool) int {
 	case "model":
 		if err = model.Run(ctx, args[1:], os.Stderr); errors.Is(err, model.ErrCrashed) {
 			return model.CrashCode
+		} else if errors.Is(err, model.ErrStopped) {
+			return model.StopCode
 		}
 	case "burn":
 		err = burn(ctx, args[1:])

@@ -43,6 +43,10 @@ type Faults struct {
 	// NoLeaseCheck: what was once promoted serves on for ever, whatever becomes of
 	// its lease, and after Demote. The checks must find it.
 	NoLeaseCheck bool `json:"no_lease_check,omitempty"`
+	// StopLateMS: the server shuts down in an orderly way. It accepts no connections any
+	// more, works on over those that it has for so long, and ends with ErrStopped. That
+	// cannot be taken back.
+	StopLateMS int64 `json:"stop_late_ms,omitempty"`
 	// StatusMS is the least time between two statuses, whatever happens meanwhile and
 	// whatever interval was asked for: above that each status is late.
 	StatusMS int64 `json:"status_ms,omitempty"`
@@ -53,7 +57,7 @@ const maxDelay = 10 * time.Minute
 
 func (f Faults) validate() error {
 	var errs []error
-	for name, ms := range map[string]int64{"prefill_ms": f.PrefillMS, "slow_ms": f.SlowMS, "status_ms": f.StatusMS} {
+	for name, ms := range map[string]int64{"prefill_ms": f.PrefillMS, "slow_ms": f.SlowMS, "status_ms": f.StatusMS, "stop_late_ms": f.StopLateMS} {
 		if ms < 0 || ms > maxDelay.Milliseconds() {
 			errs = append(errs, fmt.Errorf("%s is %d: use 0 to %d", name, ms, maxDelay.Milliseconds()))
 		}
@@ -76,9 +80,13 @@ type faultState struct {
 	now Faults
 	// changed is closed and replaced with now.
 	changed chan struct{}
+	// stop has room for one StopLateMS. Nobody closes it.
+	stop chan time.Duration
 }
 
-func newFaultState() *faultState { return &faultState{changed: make(chan struct{})} }
+func newFaultState() *faultState {
+	return &faultState{changed: make(chan struct{}), stop: make(chan time.Duration, 1)}
+}
 
 // set replaces all faults.
 func (f *faultState) set(next Faults) error {
@@ -88,6 +96,12 @@ func (f *faultState) set(next Faults) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now = next
+	if next.StopLateMS > 0 {
+		select {
+		case f.stop <- time.Duration(next.StopLateMS) * time.Millisecond:
+		default: // it was told so before
+		}
+	}
 	close(f.changed)
 	f.changed = make(chan struct{})
 	return nil

@@ -70,7 +70,7 @@ func start(t *testing.T, rate float64) *rig {
 	t.Cleanup(func() {
 		r.web.CloseIdleConnections()
 		cancel()
-		if err := r.wait(); err != nil && !errors.Is(err, ErrCrashed) {
+		if err := r.wait(); err != nil && !errors.Is(err, ErrCrashed) && !errors.Is(err, ErrStopped) {
 			t.Errorf("Run: %v", err)
 		}
 	})

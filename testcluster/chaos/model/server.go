@@ -26,8 +26,15 @@ import (
 // CrashCode.
 var ErrCrashed = errors.New("crashed on promotion, as it was told to")
 
-// CrashCode is the exit code of a process that crashes as it was told.
-const CrashCode = 3
+// ErrStopped is what Run returns when the server was told to shut down, and has. The
+// program must then exit with StopCode.
+var ErrStopped = errors.New("shut down, as it was told to")
+
+// Exit codes of a process that crashes, or shuts down, as it was told.
+const (
+	CrashCode = 3
+	StopCode  = 4
+)
 
 // server is the model server.
 type server struct {
@@ -50,8 +57,8 @@ type server struct {
 	crash chan struct{}
 }
 
-// Run serves until ctx ends, or until the server crashes as it was told to: then
-// it returns ErrCrashed. args are the arguments of the command line; what is wrong
+// Run serves until ctx ends, or until the server crashes or shuts down as it was told
+// to: then it returns ErrCrashed or ErrStopped. args are the arguments of the command line; what is wrong
 // with them is said in the error.
 func Run(ctx context.Context, args []string, stderr io.Writer) error {
 	cfg, err := parse(args, stderr)
@@ -125,14 +132,7 @@ func (s *server) serve(cancel context.CancelFunc, grpcListener, httpListener net
 	}
 	wg.Go(func() { failed <- rpc.Serve(grpcListener) })
 	wg.Go(func() { failed <- web.Serve(httpListener) })
-	var err error
-	select {
-	case <-s.life.Done():
-	case <-s.crash:
-		err = ErrCrashed
-	case err = <-failed:
-		err = fmt.Errorf("serve: %w", err)
-	}
+	err := s.untilEnd(failed, grpcListener, httpListener)
 	// As a kill does: connections first, then whatever runs.
 	_ = web.Close() // its listener may be closed already
 	cancel()
@@ -140,6 +140,32 @@ func (s *server) serve(cancel context.CancelFunc, grpcListener, httpListener net
 	wg.Wait()
 	conns.Wait() // Close does not wait for the handlers
 	return err
+}
+
+// untilEnd waits for the end of the server, and says why it has come.
+func (s *server) untilEnd(failed <-chan error, listeners ...net.Listener) error {
+	var late <-chan time.Time // nil until it shuts down
+	for {
+		select {
+		case <-s.life.Done():
+			return nil
+		case <-s.crash:
+			return ErrCrashed
+		case d := <-s.faults.stop:
+			timer := time.NewTimer(d)
+			defer timer.Stop()
+			late = timer.C
+			for _, l := range listeners {
+				_ = l.Close() // what is accepted is served on
+			}
+		case <-late:
+			return ErrStopped
+		case err := <-failed:
+			if late == nil {
+				return fmt.Errorf("serve: %w", err)
+			}
+		}
+	}
 }
 
 // now reads both clocks: the machine's, for what is written down, and the one that

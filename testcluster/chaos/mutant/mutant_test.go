@@ -27,7 +27,7 @@ var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node 
 	late-answers-then-cut late-promote mute-leader lost-disk-behind model-late-status
 	disk-stall power-cut power-cut-all disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
-	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-lie
+	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-stops-late model-lie
 	switchover failover-force pause-resume pause-lost concurrent-switchover late-grant damaged-backup old-log`)
 
 var checks = []string{Linearizability, OnePrimary, ExactlyOnce, Watch, Convergence, Promotion, History, FalseFailover, Durability, Availability}

@@ -186,6 +186,27 @@ var holderMutants = []Mutant{
 		UnitTest: "./internal/holder TestHolderReadsTheServersClockFirst",
 	},
 	{
+		Name: "refusal-is-an-end",
+		What: "A node that was started while its model server shuts down takes the refused connections for the server's end, and releases the lease.",
+		Changes: []Change{
+			{
+				File: "instance/grpc_watch.go",
+				Old: `	if g.witnessed {
+		return event{kind: gone,`,
+				New: `	if g.witnessed || !g.witnessed {
+		return event{kind: gone,`,
+			},
+			{
+				File: "instance/grpc.go",
+				Old:  `	if !witnessed {`,
+				New:  `	if !witnessed && witnessed {`,
+			},
+		},
+		Guarantee: "G1", Check: OnePrimary, Faults: "model-stops-late", Limit: 3 * time.Minute,
+		How:      "model-stops-late: the server works on for the rest of its lease over connections that clients keep open, while its restarted node gives the lease away.",
+		UnitTest: "./instance TestGRPC_ShuttingDownIsNotGone",
+	},
+	{
 		Name: "release-before-silent",
 		What: "The holder releases the group without waiting until its instance is silent: the next primary serves while the former one still does.",
 		Changes: []Change{{
