@@ -22,6 +22,7 @@ import (
 	"github.com/hastate/hastate/fsm"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/api"
+	"github.com/hastate/hastate/internal/clock"
 	"github.com/hastate/hastate/internal/coordinate"
 	"github.com/hastate/hastate/internal/holder"
 	"github.com/hastate/hastate/internal/logstore"
@@ -34,10 +35,12 @@ import (
 
 // Node is one running member of a cluster.
 type Node struct {
-	cfg       Config
-	log       *slog.Logger
-	bootID    string
-	started   time.Time
+	cfg     Config
+	log     *slog.Logger
+	bootID  string
+	started time.Time
+	// opened is when Open was done, on the clock of the configuration.
+	opened    clock.Instant
 	advertise string
 
 	lock      *dirLock
@@ -137,6 +140,7 @@ func Open(cfg Config) (*Node, error) {
 			return nil, errors.Join(err, n.Close())
 		}
 	}
+	n.opened = n.cfg.Clock.Now()
 	return n, nil
 }
 

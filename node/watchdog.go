@@ -47,7 +47,10 @@ func (n *Node) inTouch() bool {
 		return false
 	}
 	asOf, known := n.reads.FreshAsOf()
-	if !known || n.cfg.Clock.Now().Sub(asOf) >= staleLeases*n.cfg.Profile.Lease {
+	if !known { // one that has just started is given as long
+		asOf = n.opened
+	}
+	if n.cfg.Clock.Now().Sub(asOf) >= staleLeases*n.cfg.Profile.Lease {
 		return false
 	}
 	return n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < n.cfg.Profile.Lease
