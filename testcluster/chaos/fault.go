@@ -51,9 +51,12 @@ type broken struct {
 	// lost are the groups whose primary is certainly taken away.
 	lost []string
 	// spared are groups whose primary is where nothing is broken, so that it must stay,
-	// whoever leads: it keeps its lease while another leader is elected. Not for faults
-	// that slow a leader down instead of taking it away: how long the others put up with
-	// it is not bounded by an election.
+	// whoever leads: it keeps its lease while another leader is elected. Only for faults
+	// that take what they break away from the others at once, and all of it, also if it
+	// leads. A disk that hangs or is full, links that are slow, lossy, or cut in one
+	// direction leave a leader that is followed and does less, or nothing: how long the
+	// others put up with it is not bounded by an election, and a lease may run out
+	// meanwhile wherever its holder is.
 	spared []string
 	// leader, if not nil, is the leader that was taken away: another one must lead
 	// while it stays broken.
