@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -181,6 +182,36 @@ func TestJudgeOrder(t *testing.T) {
 		r.judgeOrder(c.picked, 1, c.err)
 		if got := len(r.report.Violations); got != c.want {
 			t.Errorf("%d faults, %v: %d violations, want %d", len(c.picked), c.err, got, c.want)
+		}
+	}
+}
+
+// TestBreakAll: what was done in part only, or failed both when it was broken and
+// after, is counted as not injected, once. An order's error is judged all the same.
+func TestBreakAll(t *testing.T) {
+	refused := fmt.Errorf("%w: nobody is fit", hastate.ErrPrecondition)
+	of := func(kind string, inject, then error) fault {
+		return fault{kind: kind, must: true, inject: func(context.Context, *stage, *draw) (broken, error) {
+			return broken{what: kind, then: func(context.Context) error { return then }}, inject
+		}}
+	}
+	for name, c := range map[string]struct {
+		picked []fault
+		want   []string
+		found  int
+	}{
+		"done":        {[]fault{of("a", nil, nil)}, nil, 0},
+		"in part":     {[]fault{of("a", nil, refused)}, []string{"a"}, 1},
+		"not at all":  {[]fault{of("a", errNobody, nil)}, []string{"a"}, 0},
+		"both fail":   {[]fault{of("a", errNobody, errNobody)}, []string{"a"}, 0},
+		"one of two":  {[]fault{of("a", nil, nil), of("b", nil, refused)}, []string{"b"}, 0},
+		"both of two": {[]fault{of("a", nil, errNobody), of("b", refused, nil)}, []string{"b", "a"}, 0},
+	} {
+		r := &run{stage: &stage{}, o: options{progress: io.Discard}}
+		f := record.Fault{Round: 1}
+		r.breakAll(t.Context(), newDraw(1, time.Second), c.picked, &f)
+		if !slices.Equal(f.NotInjected, c.want) || r.report.NotInjected != len(c.want) || r.report.Found != c.found {
+			t.Errorf("%s: %v, %d counted, %d violations", name, f.NotInjected, r.report.NotInjected, r.report.Found)
 		}
 	}
 }

@@ -54,10 +54,11 @@ type report struct {
 	// LeaksJudged are the processes that lived long enough to tell a leak.
 	LeaksJudged int `json:"leaks_judged"`
 	// Strange are errors that clients are not prepared for.
-	Strange       int      `json:"strange_errors"`
-	WatchEvents   int      `json:"watch_events"`
-	Requests      int      `json:"requests"`
-	Served        int      `json:"served"`
+	Strange     int `json:"strange_errors"`
+	WatchEvents int `json:"watch_events"`
+	Requests    int `json:"requests"`
+	Served      int `json:"served"`
+	// NotInjected are faults, each kind once a round, that were not done, or not in full.
 	NotInjected   int      `json:"not_injected"`
 	SkippedNoRoot []string `json:"skipped_without_root,omitempty"`
 	// Folder has the logs and histories; it is left if something was wrong.
