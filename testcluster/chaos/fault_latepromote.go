@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"syscall"
@@ -44,30 +45,50 @@ func latePromote(ctx context.Context, s *stage, d *draw) (broken, error) {
 }
 
 // askFormer sends requests to a former primary for a while. What it answers it writes
-// down itself; that it refuses is what it should do. At least one it must answer.
+// down itself; that it refuses is what it should do. At least one it must answer: or
+// nothing shows that it could have served.
 func (s *stage) askFormer(ctx context.Context, h *rig.Host, group string, patience time.Duration) error {
-	last, answers := error(nil), 0
-	for until := time.Now().Add(patience); time.Now().Before(until); {
-		asked, cancel := context.WithTimeout(ctx, askTimeout)
-		req, err := http.NewRequestWithContext(asked, http.MethodPost, "http://"+h.ModelAddress(group)+"/generate", http.NoBody)
-		if err == nil {
-			var resp *http.Response
-			if resp, err = s.web.Do(req); err == nil {
-				err = resp.Body.Close()
-			}
-		}
-		cancel()
-		if err != nil {
+	bound, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	url := "http://" + h.ModelAddress(group) + "/generate"
+	err := askWhile(func() bool { return sleep(bound, lookEvery) == nil }, func() error { return askOnce(bound, s.web, url) })
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("ask the former primary of %s: %w", group, err)
+	}
+	return nil
+}
+
+// askWhile asks, whatever comes of it, as long as there is time. That nothing was
+// answered is an error, the last one that ask has returned.
+func askWhile(more func() bool, ask func() error) error {
+	last, answers := errors.New("there was no time to ask"), 0
+	for more() {
+		if err := ask(); err != nil {
 			last = err
 		} else {
 			answers++
 		}
-		if err := sleep(ctx, lookEvery); err != nil {
-			return err
-		}
 	}
 	if answers == 0 {
-		return fmt.Errorf("ask the former primary of %s: %w", group, last)
+		return last
 	}
 	return nil
+}
+
+// askOnce sends one request. Any answer will do.
+func askOnce(ctx context.Context, web *http.Client, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := web.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }

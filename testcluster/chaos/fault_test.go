@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -213,6 +215,42 @@ func TestBreakAll(t *testing.T) {
 		if !slices.Equal(f.NotInjected, c.want) || r.report.NotInjected != len(c.want) || r.report.Found != c.found {
 			t.Errorf("%s: %v, %d counted, %d violations", name, f.NotInjected, r.report.NotInjected, r.report.Found)
 		}
+	}
+}
+
+// TestAskWhile: errors do not end the questions, and one answer is enough; none is an
+// error.
+func TestAskWhile(t *testing.T) {
+	first, last := errors.New("first"), errors.New("last")
+	for name, c := range map[string]struct {
+		answers []error
+		want    error
+	}{
+		"answers after errors": {[]error{first, last, nil}, nil},
+		"errors after answers": {[]error{nil, first, last}, nil},
+		"no answer":            {[]error{first, first, last}, last},
+	} {
+		asked := 0
+		err := askWhile(func() bool { return asked < len(c.answers) }, func() error { asked++; return c.answers[asked-1] })
+		if !errors.Is(err, c.want) || asked != len(c.answers) {
+			t.Errorf("%s: %v after %d questions", name, err, asked)
+		}
+	}
+	if err := askWhile(func() bool { return false }, nil); err == nil {
+		t.Error("nothing was asked, and nothing is said")
+	}
+}
+
+// TestAskOnce: a refusal is an answer, a port where nobody listens is none.
+func TestAskOnce(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if err := askOnce(t.Context(), web, server.URL); err != nil {
+		t.Errorf("a refusal: %v", err)
+	}
+	server.Close()
+	if err := askOnce(t.Context(), web, server.URL); err == nil {
+		t.Error("nobody answered, and that is an answer")
 	}
 }
 
