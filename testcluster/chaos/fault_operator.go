@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/client"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
@@ -36,12 +37,13 @@ const (
 	longestBackoff = 35 * time.Second
 )
 
-// patiently repeats an order that is refused because candidates back off: the cluster
-// is whole, and yet it may say so for a while.
-func patiently(ctx context.Context, order func() error) error {
+// patiently repeats an order of a group that is refused because candidates back off:
+// the cluster is whole, and yet it may say so for a while.
+func (s *stage) patiently(ctx context.Context, group string, order func() error) error {
 	for until := time.Now().Add(longestBackoff); ; {
+		before := s.epoch(ctx, group)
 		err := order()
-		if err == nil || !backingOff(err) || time.Now().After(until) {
+		if err == nil || !repeatable(err, before, s.epoch(ctx, group)) || time.Now().After(until) {
 			return err
 		}
 		if err := sleep(ctx, 200*time.Millisecond); err != nil {
@@ -50,15 +52,34 @@ func patiently(ctx context.Context, order func() error) error {
 	}
 }
 
+// epoch is the newest epoch of a group; 0: that cannot be found out now.
+func (s *stage) epoch(ctx context.Context, group string) uint64 {
+	epochs, err := s.epochs(ctx)
+	if err != nil {
+		return 0
+	}
+	return epochs[group]
+}
+
+// repeatable says that an order was refused in time, only because candidates back off,
+// and that it has changed nothing, which is not taken on trust: the group has the epoch
+// that it had. An order that has taken the primary away and found no other must be told.
+func repeatable(err error, before, after uint64) bool {
+	return before != 0 && before == after &&
+		errors.Is(err, hastate.ErrPrecondition) && !errors.Is(err, hastate.ErrOutcomeUnknown) && !errors.Is(err, errLate) && backingOff(err)
+}
+
 // backingOff says that an order was refused, before anything was changed, and by all
-// candidates because they back off. The refusals come as text only.
+// candidates because they back off. The refusals of candidates come as text only. That
+// of one which is stopping has the same text as a back-off, and no node of a whole
+// cluster is stopping.
 func backingOff(err error) bool {
 	_, refusals, before := strings.Cut(err.Error(), "nothing was changed: ")
 	if !before {
 		return false
 	}
 	for refusal := range strings.SplitSeq(refusals, "; ") {
-		if !strings.Contains(refusal, "backs off after a failed promotion") {
+		if !strings.HasSuffix(refusal, "backs off after a failed promotion") {
 			return false
 		}
 	}
@@ -79,7 +100,7 @@ func switchovers(ctx context.Context, s *stage, d *draw) (broken, error) {
 		var errs []error
 		for i := range n {
 			group := d.group(s)
-			if err := patiently(ctx, func() error { return s.switchover(ctx, group, "", moveTimeout) }); err != nil {
+			if err := s.patiently(ctx, group, func() error { return s.switchover(ctx, group, "", moveTimeout) }); err != nil {
 				errs = append(errs, fmt.Errorf("switchover %d, of %s: %w", i+1, group, err))
 			}
 		}
@@ -95,7 +116,7 @@ func forcedFailover(ctx context.Context, s *stage, d *draw) (broken, error) {
 		var errs []error
 		for i := range n {
 			group := d.group(s)
-			err := patiently(ctx, func() error {
+			err := s.patiently(ctx, group, func() error {
 				return s.order(ctx, moveTimeout, func(ctx context.Context, cc grpc.ClientConnInterface) error {
 					_, err := pb.NewGroupServiceClient(cc).Failover(ctx, &pb.FailoverRequest{Group: group, Force: true, Reason: "chaos"})
 					return err

@@ -326,19 +326,36 @@ func TestFinish(t *testing.T) {
 	}
 }
 
-// TestBackingOff: an order is repeated only if nothing but a back-off is in its way.
-func TestBackingOff(t *testing.T) {
-	const before = "precondition failed: no instance can take over group \"g1\", nothing was changed: "
+// TestRepeatable: an order is repeated only if nothing but a back-off is in its way,
+// and the group is as it was.
+func TestRepeatable(t *testing.T) {
+	const before = "no instance can take over group \"g1\", nothing was changed: "
 	const off = "it is stopping, or backs off after a failed promotion"
+	refused := func(text string) error { return fmt.Errorf("%w: %s", hastate.ErrPrecondition, text) }
 	for text, want := range map[string]bool{
-		before + "n1: " + off:                              true,
-		before + "n1: " + off + "; n2: it " + off:          true,
-		before + "n1: " + off + "; n2: it does not answer": false,
-		"switchover of group \"g1\" failed: n1: " + off:    false,
-		before + "no node with an instance in the group":   false,
+		before + "n1: " + off: true,
+		before + "n1: " + off + "; n2: it refuses: it backs off after a failed promotion": true,
+		before + "n1: " + off + "; n2: it does not answer":                                false,
+		before + "n1: it does not answer; n2: " + off:                                     false,
+		before + "n1: " + off + ", says n2, which does not answer":                        false,
+		"switchover of group \"g1\" failed: n1: " + off:                                   false,
+		before + "no node with an instance in the group answers":                          false,
 	} {
-		if got := backingOff(errors.New(text)); got != want {
+		if got := repeatable(refused(text), 5, 5); got != want {
 			t.Errorf("%q: %v", text, got)
+		}
+	}
+	err := refused(before + "n1: " + off)
+	for name, got := range map[string]bool{
+		"the epoch has moved":       repeatable(err, 5, 6),
+		"the epochs are not known":  repeatable(err, 0, 0),
+		"the new one is not known":  repeatable(err, 5, 0),
+		"it is no refusal":          repeatable(errors.New(err.Error()), 5, 5),
+		"its outcome is unknown":    repeatable(errors.Join(err, hastate.ErrOutcomeUnknown), 5, 5),
+		"it has taken all its time": repeatable(fmt.Errorf("%w: %w", errLate, err), 5, 5),
+	} {
+		if got {
+			t.Errorf("%s, and yet it is repeated", name)
 		}
 	}
 }
