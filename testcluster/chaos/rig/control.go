@@ -137,9 +137,24 @@ func milliseconds(d time.Duration) int64 {
 	return int64((d + time.Millisecond - 1) / time.Millisecond)
 }
 
-// command sends one JSON object to a control socket and reads its answer. Until
-// ctx ends it waits for the socket to be opened by the process.
+// command is an exchange with the control of a process. If that fails while the process
+// ends, which closes its socket first, the error comes when it has ended: then Running
+// tells the two apart. A refusal is an answer.
 func command(ctx context.Context, socket string, body []byte, p *proc.Process) error {
+	err := exchange(ctx, socket, body, p)
+	if err == nil || errors.As(err, new(refusedError)) {
+		return err
+	}
+	select {
+	case <-p.Exited():
+	case <-ctx.Done():
+	}
+	return err
+}
+
+// exchange sends one JSON object to a control socket and reads its answer. Until ctx
+// ends it waits for the socket to be opened by the process.
+func exchange(ctx context.Context, socket string, body []byte, p *proc.Process) error {
 	conn, err := dialControl(ctx, socket, p)
 	if err != nil {
 		return err

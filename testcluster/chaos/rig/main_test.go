@@ -15,6 +15,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"go.yaml.in/yaml/v3"
@@ -49,6 +50,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// endCode is the exit code of a stub that was told to end.
+const endCode = 7
 
 // stub prints what it is told on its control socket, echoes on its own port, and
 // with the argument "write" writes to its data folder.
@@ -118,6 +122,12 @@ func obey(l net.Listener) {
 			answer["error"] = err.Error()
 		}
 		fmt.Printf("told %s\n", body)
+		if bytes.Contains(body, []byte(`"end"`)) { // as a server does that ends: its socket is closed before it has
+			l.Close()
+			conn.Close()
+			time.AfterFunc(50*time.Millisecond, func() { os.Exit(endCode) }) //nolint:forbidigo // that is what it is told
+			return
+		}
 		if bytes.Contains(body, []byte(`"bad"`)) {
 			answer["error"] = "no such field"
 		}

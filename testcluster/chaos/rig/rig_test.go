@@ -162,6 +162,23 @@ func TestHost_Control(t *testing.T) {
 	}
 }
 
+// TestModelControl_OfOneThatEnds: that it was not told because it was ending can be seen
+// at once.
+func TestModelControl_OfOneThatEnds(t *testing.T) {
+	h := open(t, 1, false).Hosts()[0]
+	if err := h.StartModel("a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ModelControl(t.Context(), "a", []byte(`{"end":true}`)); err == nil {
+		t.Error("nobody answered, and that is no error")
+	}
+	if p := h.Model("a"); p.Running() {
+		t.Error("it runs, as far as is known")
+	} else if p.ExitCode() != endCode {
+		t.Errorf("exit code %d: %s", p.ExitCode(), p.Tail())
+	}
+}
+
 func TestOpen_Refuses(t *testing.T) {
 	dir := t.TempDir()
 	for _, o := range []Options{
