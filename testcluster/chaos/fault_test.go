@@ -20,6 +20,7 @@ import (
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/clock"
+	"github.com/hastate/hastate/testcluster/chaos/model"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
 
@@ -136,6 +137,11 @@ func TestExits(t *testing.T) {
 		if f.family == "network" || f.family == "clock" || f.family == "process" {
 			if f.exits != nil {
 				t.Errorf("%s excuses the end of a node", f.kind)
+			}
+		}
+		for code, only := range map[int]string{model.CrashCode: "model-crash-on-promote", model.StopCode: "model-stops-late"} {
+			if f.exits != nil && f.exits("", code) != (f.kind == only) {
+				t.Errorf("%s: exit code %d is for %s", f.kind, code, only)
 			}
 		}
 	}

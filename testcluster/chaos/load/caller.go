@@ -49,6 +49,8 @@ type caller struct {
 func newCaller(l *Load, c cluster, group string) *caller {
 	return &caller{
 		l: l, cluster: c, group: group, slots: make(chan struct{}, maxCalls),
+		// Connections are kept, also to servers that do not serve now: a server that
+		// accepts none any more may serve on over those.
 		http: &http.Client{Transport: &http.Transport{
 			DialContext: l.o.DialContext, MaxIdleConnsPerHost: maxCalls, IdleConnTimeout: 10 * time.Second,
 		}},

@@ -45,7 +45,7 @@ type Faults struct {
 	NoLeaseCheck bool `json:"no_lease_check,omitempty"`
 	// StopLateMS: the server shuts down in an orderly way. It accepts no connections any
 	// more, works on over those that it has for so long, and ends with ErrStopped. That
-	// cannot be taken back.
+	// cannot be taken back; who says it again says anew when it ends.
 	StopLateMS int64 `json:"stop_late_ms,omitempty"`
 	// StatusMS is the least time between two statuses, whatever happens meanwhile and
 	// whatever interval was asked for: above that each status is late.
@@ -99,7 +99,7 @@ func (f *faultState) set(next Faults) error {
 	if next.StopLateMS > 0 {
 		select {
 		case f.stop <- time.Duration(next.StopLateMS) * time.Millisecond:
-		default: // it was told so before
+		default: // it was told so just before
 		}
 	}
 	close(f.changed)

@@ -32,10 +32,11 @@ const patience = 30 * time.Second
 
 // rig is a running server on a clock that is moved by hand.
 type rig struct {
-	t       *testing.T
-	clock   *clock.Fake
-	cfg     config
-	address string
+	t     *testing.T
+	clock *clock.Fake
+	cfg   config
+	// address is that of HTTP, rpc that of gRPC.
+	address, rpc string
 	pb.InstanceServiceClient
 	web  *http.Client
 	done chan error
@@ -56,7 +57,7 @@ func start(t *testing.T, rate float64) *rig {
 	go func() { r.done <- run(ctx, r.cfg, r.clock, func(g, h string) { up <- [2]string{g, h} }) }()
 	select {
 	case a := <-up:
-		r.address = a[1]
+		r.rpc, r.address = a[0], a[1]
 		conn, err := grpc.NewClient("passthrough:///"+a[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			t.Fatal(err)
