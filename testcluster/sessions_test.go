@@ -165,6 +165,7 @@ func TestSessions_WatchCompacted(t *testing.T) {
 		put(t, leader, fmt.Sprint("s-", i), "v")
 	}
 	m := c.Others(leader)[0]
+	caughtUp(t, m, leader) // or it hears of them only after the restart, and keeps them
 	m.Stop()
 	m.Start() // what it had for watchers was in memory
 	caughtUp(t, m, leader)
