@@ -31,14 +31,14 @@ func (p *peer) awaited(args *raft.AppendEntriesRequest, fail func(error)) (stop 
 	}
 }
 
-// overdue goes on until ctx ends because the answer has come, for left at most, or until
-// the connection is closed.
+// overdue goes on until ctx ends because the answer has come, for left at most.
 func (p *peer) overdue(ctx context.Context, args *raft.AppendEntriesRequest, left time.Duration, fail func(error)) {
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	again := time.NewTicker(p.t.opts.Heartbeat)
 	defer again.Stop()
-	for !p.lifeless(ctx, args) {
+	for {
+		p.closeLifeless(ctx, args) // the wait ends with it, or at left
 		select {
 		case <-again.C:
 		case <-ctx.Done():
@@ -50,12 +50,12 @@ func (p *peer) overdue(ctx context.Context, args *raft.AppendEntriesRequest, lef
 	}
 }
 
-// lifeless sends a heartbeat over the append connection. If that has no answer although
-// the peer can be reached, it closes the connection and reports true.
-func (p *peer) lifeless(ctx context.Context, args *raft.AppendEntriesRequest) bool {
+// closeLifeless sends a heartbeat over the append connection. If that has no answer
+// although the peer can be reached, it closes the connection.
+func (p *peer) closeLifeless(ctx context.Context, args *raft.AppendEntriesRequest) {
 	in, err := appendRequestToProto(&raft.AppendEntriesRequest{RPCHeader: args.RPCHeader, Term: args.Term, Leader: args.Leader})
 	if err != nil || !p.t.opts.Serving() {
-		return false
+		return
 	}
 	lead, end := p.t.watch.lead(ctx, args.Term)
 	defer end()
@@ -68,7 +68,7 @@ func (p *peer) lifeless(ctx context.Context, args *raft.AppendEntriesRequest) bo
 	// Only what has no answer at all proves something: an error is one, or gRPC's, which
 	// then makes the connection anew by itself.
 	if err == nil || stream.conn == nil || !errors.Is(call.Err(), context.DeadlineExceeded) || lead.Err() != nil {
-		return false
+		return
 	}
 	p.mu.Lock()
 	dead := !p.unreachable && p.streams[appendConn].conn == stream.conn
@@ -77,9 +77,8 @@ func (p *peer) lifeless(ctx context.Context, args *raft.AppendEntriesRequest) bo
 	}
 	p.mu.Unlock()
 	if !dead {
-		return false
+		return
 	}
 	p.t.logger.Info("a connection to the peer is dead: it is made anew", "peer", p.id)
 	_ = stream.conn.Close() // it is of no use any more
-	return true
 }
