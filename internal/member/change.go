@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -52,7 +53,39 @@ func (m *Membership) change(ctx context.Context, fn func(context.Context, *plan)
 	if index == 0 {
 		return later("the configuration of the cluster is not known yet: try again")
 	}
+	m.awaitAnswers(ctx, conf)
 	return fn(ctx, &plan{conf: conf, index: index, records: m.records()})
+}
+
+// awaitAnswers gives the members the time to answer a leader that has just begun. It has
+// asked them nothing before, and would refuse what a whole cluster can do: the demotion
+// of the former leader, for example, which has stepped aside for it. It waits until all
+// have answered, at most two heartbeats from the first look in a term on.
+func (m *Membership) awaitAnswers(ctx context.Context, conf raft.Configuration) {
+	term, _ := m.cfg.Barrier()
+	m.mu.Lock()
+	if m.lookedTerm != term {
+		m.lookedTerm, m.lookedAt = term, time.Now()
+	}
+	left := 2*m.cfg.Heartbeat - time.Since(m.lookedAt)
+	m.mu.Unlock()
+	silent := func(s raft.Server) bool { return !m.reachable(s.ID) }
+	if left <= 0 || !slices.ContainsFunc(conf.Servers, silent) {
+		return
+	}
+	limit := time.NewTimer(left)
+	defer limit.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for slices.ContainsFunc(conf.Servers, silent) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // plan is what one change is decided on.

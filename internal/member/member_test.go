@@ -283,6 +283,42 @@ func TestLeaderStepsAside(t *testing.T) {
 	}
 }
 
+// TestChange_OfALeaderThatHasJustBegun: nobody has answered it yet, which is no reason
+// to refuse what a whole cluster can do.
+func TestChange_OfALeaderThatHasJustBegun(t *testing.T) {
+	for name, call := range map[string]func(*Membership) error{
+		"demote":     func(m *Membership) error { return m.Demote(t.Context(), "n2") },
+		"remove":     func(m *Membership) error { return m.Remove(t.Context(), "n2", true) },
+		"step aside": func(m *Membership) error { return m.Demote(t.Context(), "n1") },
+		"transfer": func(m *Membership) error {
+			_, err := m.Transfer(t.Context(), "n3")
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld("n1", "n2", "n3")
+			m := newMembership(t, w)
+			m.cfg.Heartbeat = time.Minute
+			w.locked(func() { clear(w.answered) })
+			done := make(chan error, 1)
+			go func() { done <- call(m) }()
+			// It is waiting once it has looked.
+			wait.Until(t, 10*time.Second, func() error {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				if m.lookedTerm != 3 {
+					return errors.New("it does not look who answers")
+				}
+				return nil
+			})
+			w.locked(func() { w.answered["n2"], w.answered["n3"] = w.clock.Now(), w.clock.Now() })
+			if err := <-done; err != nil && name != "step aside" || w.story() == "" {
+				t.Fatalf("did %q: %v", w.story(), err)
+			}
+		})
+	}
+}
+
 // TestLeaderStepsAside_NotInVain: leadership stays where it is if the removal is
 // refused anyway.
 func TestLeaderStepsAside_NotInVain(t *testing.T) {

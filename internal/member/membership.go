@@ -132,9 +132,13 @@ type Membership struct {
 	// changing has room for one token: whoever holds it may change something.
 	changing chan struct{}
 
-	// mu guards transferTerm: the newest term in which a transfer was begun.
-	mu           sync.Mutex
+	mu sync.Mutex
+	// transferTerm is the newest term in which a transfer was begun. Guarded by mu.
 	transferTerm uint64
+	// lookedTerm is the newest term in which it mattered who answers, lookedAt when
+	// that was first asked. Guarded by mu.
+	lookedTerm uint64
+	lookedAt   time.Time
 }
 
 // New does no I/O.

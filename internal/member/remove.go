@@ -175,6 +175,7 @@ func (m *Membership) stepAside(ctx context.Context, id string, may func(*plan, r
 	if !ok {
 		return notMember(id)
 	}
+	m.awaitAnswers(ctx, conf)
 	if err := may(p, s); err != nil {
 		return err
 	}
