@@ -159,6 +159,12 @@ func openFile(path string) (*bolt.DB, error) {
 	if err != nil {
 		return nil, openError(path, err)
 	}
+	// What can be read need not be on the disk: a process that was killed in a flush
+	// leaves it in the page cache. From now on it counts as flushed, and the log may be
+	// truncated in favour of it.
+	if err := db.Sync(); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync state file %s: %w", path, err), db.Close())
+	}
 	return db, nil
 }
 

@@ -63,6 +63,34 @@ func TestFlushIsOnTheDisk(t *testing.T) {
 	}
 }
 
+// TestWhatIsOpenedIsOnTheDisk: a process that was killed in a flush leaves a file that
+// can be read and is not on the disk. What is read counts as flushed from then on, and
+// the log is truncated in favour of it, so it has to be synced first.
+func TestWhatIsOpenedIsOnTheDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	m := open(t, quiet(path))
+	for i := range 20 {
+		must(t, m, put("g", fmt.Sprint(i), string(make([]byte, 4096))))
+	}
+	flush(t, m)
+	closeMachine(t, m)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, fileMode); err != nil { // as a killed process leaves it
+		t.Fatal(err)
+	}
+	if unsynced(t, path) == 0 {
+		t.Skip("this file system has no unsynced pages to tell of")
+	}
+	m = open(t, quiet(path))
+	defer func() { closeMachine(t, m) }()
+	if n := unsynced(t, path); n != 0 {
+		t.Errorf("%d pages of the state file are not on the disk, and %d counts as flushed", n, m.Flushed())
+	}
+}
+
 // TestFlushCommitsSynced guards the same where the kernel cannot be asked.
 func TestFlushCommitsSynced(t *testing.T) {
 	o := quiet(filepath.Join(t.TempDir(), "state.db"))
