@@ -82,6 +82,9 @@ func (c *Client) follow(ctx context.Context, what string, stream func(ctx contex
 		if errors.As(err, &stop) {
 			return stop.error
 		}
+		if endsNow(ctx, err) {
+			<-ctx.Done()
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -97,6 +100,13 @@ func (c *Client) follow(ctx context.Context, what string, stream func(ctx contex
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// endsNow tells a stream that the node has ended at the caller's deadline, which ran
+// out there a moment before it does here.
+func endsNow(ctx context.Context, err error) bool {
+	end, limited := ctx.Deadline()
+	return limited && status.Code(err) == codes.DeadlineExceeded && time.Until(end) < 100*time.Millisecond
 }
 
 // lasting tells an error that stays the same everywhere: the caller may not do
