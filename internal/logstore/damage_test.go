@@ -151,7 +151,7 @@ func TestOtherStoresAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log.db")
 	b := open(t, Options{Path: path})
 	b.put(1, 1, 1)
-	if err := b.db.StoreLog(entry(1, 2)); err != nil {
+	if err := b.disk.(*bolt).db.StoreLog(entry(1, 2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Close(); err != nil {

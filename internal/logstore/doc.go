@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package logstore keeps the Raft log and Raft's term and vote on disk, in one
-// bbolt file written through raft-boltdb. On top of that it adds what the rest
-// of the node needs from a log:
+// Package logstore keeps the Raft log and Raft's term and vote on disk: in one bbolt
+// file written through raft-boltdb, or in the segments of package seglog. On top of
+// that it adds what the rest of the node needs from a log:
 //
 //   - when each entry was first stored here (StoredAt), the base of every lease
 //     decision;

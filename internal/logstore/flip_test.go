@@ -77,7 +77,7 @@ func agedLog(t testing.TB) (file []byte, want string) {
 	for n := uint64(1); n < 180; n += 3 {
 		b.put(1, n, n+2)
 	}
-	if err := errors.Join(b.SetUint64([]byte("CurrentTerm"), 2), b.Set([]byte("LastVoteCand"), []byte("n1")), b.SetUint64([]byte("LastVoteTerm"), 2)); err != nil {
+	if err := errors.Join(b.SetUint64([]byte("CurrentTerm"), 2), b.SetUint64(voteTerm, 2), b.Set(voteCandidate, []byte("n1"))); err != nil {
 		t.Fatal(err)
 	}
 	b.del(170, 180)

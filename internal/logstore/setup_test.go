@@ -28,6 +28,9 @@ type bench struct {
 
 func open(t testing.TB, opts Options) *bench {
 	t.Helper()
+	if opts.SegmentBytes == 0 {
+		opts.SegmentBytes = 64 << 10
+	}
 	b := &bench{t: t, opts: opts, clock: &clock.Fake{}}
 	b.clock.Advance(time.Hour)
 	if b.opts.Path == "" {
@@ -41,6 +44,13 @@ func open(t testing.TB, opts Options) *bench {
 	b.Store = s
 	t.Cleanup(func() { _ = b.Close() })
 	return b
+}
+
+// eachKind runs a test with both kinds of logs.
+func eachKind(t *testing.T, test func(*testing.T, Kind)) {
+	for _, kind := range Kinds {
+		t.Run(string(kind), func(t *testing.T) { test(t, kind) })
+	}
 }
 
 func (b *bench) reopen() {

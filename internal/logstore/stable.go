@@ -3,22 +3,35 @@
 package logstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
-// Set makes a stable value durable.
+// voteTerm and voteCandidate are the two halves of raft's vote.
+var voteTerm, voteCandidate = stableKeys[1], stableKeys[2]
+
+// Set makes a stable value durable. The one exception is the term of a vote, which raft
+// sets right before the candidate: it waits for that, so that a vote costs one write and
+// is there whole or not at all. A vote of which only the term was set was not given.
 func (s *Store) Set(key, value []byte) error {
 	return s.write(func() error {
-		return s.commit(OpSet, func() error { return s.db.Set(key, sealValue(key, value)) })
+		values := []stableValue{{key, value}}
+		switch {
+		case bytes.Equal(key, voteTerm):
+			s.vote = bytes.Clone(value)
+			return nil
+		case bytes.Equal(key, voteCandidate) && s.vote != nil:
+			values = []stableValue{{voteTerm, s.vote}, {key, value}}
+			s.vote = nil
+		}
+		return s.commit(OpSet, func() error { return s.disk.set(values) })
 	})
 }
 
-// Get returns a stable value. The error for a key that was never set has the text
-// "not found", which raft compares.
+// Get returns a stable value that is durable. The error for a key that was never set has
+// the text "not found", which raft compares.
 func (s *Store) Get(key []byte) ([]byte, error) {
 	s.mu.RLock()
 	closed := s.closed
@@ -26,14 +39,10 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 	if closed {
 		return nil, s.errClosed()
 	}
-	stored, err := s.db.Get(key)
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, raftboltdb.ErrKeyNotFound
+	value, err := s.disk.get(key)
+	if errors.Is(err, errNoValue) {
+		return nil, errNoValue
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read stable value %q of %s: %w", key, s.path, err)
-	}
-	value, err := unsealValue(key, stored)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", s.path, err)
 	}

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/clock"
+	"github.com/hastate/hastate/internal/indexes"
 )
 
 // DefaultCacheBytes bounds the cache of the newest entries.
@@ -36,8 +36,13 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// Path of the file. It is made if it does not exist; its directory must exist.
+	// Path of the file, or of the folder of segments. It is made if it does not exist;
+	// the directory that it is in must exist.
 	Path string
+	// Kind of the log; empty is Bolt.
+	Kind Kind
+	// SegmentBytes is the size of new segments; 0 is the default of package seglog.
+	SegmentBytes int64
 	// Clock that StoredAt and Stalled use; nil is the machine's CLOCK_BOOTTIME.
 	Clock clock.Clock
 	// CacheBytes bounds the cache of the newest entries; 0 is DefaultCacheBytes.
@@ -62,18 +67,20 @@ type Store struct {
 	halt    func(error)
 	halted  sync.Once
 	running running
-	db      *raftboltdb.BoltStore
+	disk    backend
 
 	// writing is held for the whole of a write, so that the order of the writes on
 	// disk is the order in which stored, times and tail change.
 	writing sync.Mutex
+	// vote is the term of a vote that waits for its candidate. Guarded by writing.
+	vote []byte
 
 	// failed is the error of the first failed write; it is never cleared.
 	failed atomic.Pointer[error]
 
 	mu sync.RWMutex
 	// stored are the indexes on disk. Guarded by mu.
-	stored ranges
+	stored indexes.Set
 	// times knows when entries were stored. Guarded by mu.
 	times times
 	// tail caches the newest entries. Guarded by mu.
@@ -112,25 +119,20 @@ func Open(opts Options) (*Store, error) {
 		s.tail.limit = DefaultCacheBytes
 	}
 	s.times.max = maxSpans
-	if err := create(s.path); err != nil {
+	var err error
+	if s.disk, err = openBackend(opts); err != nil {
 		return nil, err
 	}
-	o := &boltFileOpener{path: s.path}
-	db, err := openBolt(s.path, o)
-	if err != nil {
-		return nil, err
-	}
-	s.db, s.stored = db, o.found
-	if err := s.checkEntries(); err != nil {
-		_ = db.Close()
-		return nil, damaged(s.path, err)
-	}
+	s.stored = s.disk.stored()
 	// Read last: a time before the check would be as safe, since the lease waits
 	// count from it, but nothing is gained by an earlier one.
-	s.times.reset(s.stored.last(), s.clock.Now())
-	s.logger.Info("log store opened", "path", s.path, "first", s.stored.first(), "last", s.stored.last())
+	s.times.reset(s.stored.Last(), s.clock.Now())
+	s.logger.Info("log store opened", "path", s.path, "first", s.stored.First(), "last", s.stored.Last())
 	return s, nil
 }
+
+// Path of the file, or of the folder of segments.
+func (s *Store) Path() string { return s.path }
 
 // Close waits for the running write and closes the file. Later calls do nothing.
 func (s *Store) Close() error {
@@ -143,8 +145,8 @@ func (s *Store) Close() error {
 	if was {
 		return nil
 	}
-	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("close log file %s: %w", s.path, err)
+	if err := s.disk.close(); err != nil {
+		return fmt.Errorf("close log %s: %w", s.path, err)
 	}
 	return nil
 }
@@ -156,7 +158,7 @@ func (s *Store) FirstIndex() (uint64, error) {
 	if s.closed {
 		return 0, s.errClosed()
 	}
-	return s.stored.first(), nil
+	return s.stored.First(), nil
 }
 
 // LastIndex returns the highest stored index, 0 if there is none.
@@ -166,7 +168,7 @@ func (s *Store) LastIndex() (uint64, error) {
 	if s.closed {
 		return 0, s.errClosed()
 	}
-	return s.stored.last(), nil
+	return s.stored.Last(), nil
 }
 
 func (s *Store) errClosed() error {
@@ -178,7 +180,7 @@ func (s *Store) errClosed() error {
 // durable still is, and raft panics when it cannot read an entry it knows of.
 func (s *Store) GetLog(index uint64, out *raft.Log) error {
 	s.mu.RLock()
-	closed, hit, known := s.closed, s.tail.get(index, out), s.stored.contains(index)
+	closed, hit, known := s.closed, s.tail.get(index, out), s.stored.Contains(index)
 	s.mu.RUnlock()
 	switch {
 	case closed:
@@ -191,19 +193,15 @@ func (s *Store) GetLog(index uint64, out *raft.Log) error {
 	return s.read(index, out)
 }
 
-// read gets an entry from the file and checks it.
+// read gets an entry from the disk and checks it.
 func (s *Store) read(index uint64, out *raft.Log) error {
-	var l raft.Log
-	if err := s.db.GetLog(index, &l); err != nil {
-		if errors.Is(err, raft.ErrLogNotFound) {
-			return raft.ErrLogNotFound // deleted since we looked
-		}
+	err := s.disk.read(index, out)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		return raft.ErrLogNotFound // deleted since we looked
+	}
+	if err != nil {
 		return fmt.Errorf("read log entry %d of %s: %w", index, s.path, err)
 	}
-	if err := unseal(index, &l); err != nil {
-		return fmt.Errorf("read %s: %w", s.path, err)
-	}
-	*out = l
 	return nil
 }
 
@@ -257,7 +255,7 @@ func (s *Store) Stats() Stats {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return Stats{
-		First: s.stored.first(), Last: s.stored.last(), Entries: s.stored.count(),
+		First: s.stored.First(), Last: s.stored.Last(), Entries: s.stored.Count(),
 		CacheEntries: s.tail.len(), CacheBytes: s.tail.bytes, Spans: len(s.times.spans), Writes: s.writes,
 	}
 }

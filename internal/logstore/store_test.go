@@ -19,8 +19,10 @@ import (
 	"github.com/hastate/hastate/internal/wait"
 )
 
-func TestAnEmptyStoreHasNoEntries(t *testing.T) {
-	b := open(t, Options{})
+func TestAnEmptyStoreHasNoEntries(t *testing.T) { eachKind(t, testAnEmptyStoreHasNoEntries) }
+
+func testAnEmptyStoreHasNoEntries(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.bounds(0, 0)
 	var l raft.Log
 	if err := b.GetLog(1, &l); err != raft.ErrLogNotFound { //nolint:errorlint // raft compares it by ==
@@ -32,8 +34,10 @@ func TestAnEmptyStoreHasNoEntries(t *testing.T) {
 	b.del(0, 100)
 }
 
-func TestStableValuesSurviveARestart(t *testing.T) {
-	b := open(t, Options{})
+func TestStableValuesSurviveARestart(t *testing.T) { eachKind(t, testStableValuesSurviveARestart) }
+
+func testStableValuesSurviveARestart(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	if err := errors.Join(b.SetUint64([]byte("CurrentTerm"), 7), b.Set([]byte("LastVoteCand"), []byte("n1"))); err != nil {
 		t.Fatal(err)
 	}
@@ -49,8 +53,10 @@ func TestStableValuesSurviveARestart(t *testing.T) {
 	}
 }
 
-func TestEveryFieldOfAnEntryIsKept(t *testing.T) {
-	b := open(t, Options{CacheBytes: 1})
+func TestEveryFieldOfAnEntryIsKept(t *testing.T) { eachKind(t, testEveryFieldOfAnEntryIsKept) }
+
+func testEveryFieldOfAnEntryIsKept(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind, CacheBytes: 1})
 	want := raft.Log{Index: 3, Term: 2, Type: raft.LogConfiguration, Data: []byte("d"), Extensions: []byte("x"), AppendedAt: time.Unix(1700000000, 5).UTC()}
 	if err := b.StoreLog(&want); err != nil {
 		t.Fatal(err)
@@ -105,11 +111,13 @@ func TestACompactionIsMadeInChunksThatLeaveAContiguousLog(t *testing.T) {
 
 // TestAStoreAnswersLikeAMap compares stores with a large and with no cache to a
 // map, over appends, gaps, overwrites, truncations, compactions and restarts.
-func TestAStoreAnswersLikeAMap(t *testing.T) {
+func TestAStoreAnswersLikeAMap(t *testing.T) { eachKind(t, testAStoreAnswersLikeAMap) }
+
+func testAStoreAnswersLikeAMap(t *testing.T, kind Kind) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var stores []*bench
 		for _, cache := range []int64{1 << 20, 1, 3 * (entryOverhead + 20)} {
-			stores = append(stores, open(t, Options{CacheBytes: cache, Path: filepath.Join(memoryDir(t), "log.db")}))
+			stores = append(stores, open(t, Options{Kind: kind, CacheBytes: cache, Path: filepath.Join(memoryDir(t), "log.db")}))
 		}
 		defer func() {
 			for _, b := range stores {
@@ -190,11 +198,15 @@ func sameAsMap(rt *rapid.T, b *bench, model map[uint64]raft.Log) {
 }
 
 func TestAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T) {
+	eachKind(t, testAFailedWriteStopsTheStoreAndHaltsOnce)
+}
+
+func testAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T, kind Kind) {
 	for _, op := range []string{OpStore, OpDelete, OpSet} {
 		t.Run(op, func(t *testing.T) {
 			f := &script{}
 			var halts []error
-			b := open(t, Options{Fault: f, Halt: func(err error) { halts = append(halts, err) }})
+			b := open(t, Options{Kind: kind, Fault: f, Halt: func(err error) { halts = append(halts, err) }})
 			b.put(1, 1, 3)
 			f.set(func(got string) error {
 				if got == op {
@@ -230,9 +242,11 @@ func TestAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T) {
 	}
 }
 
-func TestAStalledWriteShowsItsAge(t *testing.T) {
+func TestAStalledWriteShowsItsAge(t *testing.T) { eachKind(t, testAStalledWriteShowsItsAge) }
+
+func testAStalledWriteShowsItsAge(t *testing.T, kind Kind) {
 	f := &script{}
-	b := open(t, Options{Fault: f})
+	b := open(t, Options{Kind: kind, Fault: f})
 	if d := b.Stalled(); d != 0 {
 		t.Fatalf("stalled for %v with nothing running", d)
 	}
@@ -268,8 +282,10 @@ func TestAStalledWriteShowsItsAge(t *testing.T) {
 	}
 }
 
-func TestAClosedStoreRefuses(t *testing.T) {
-	b := open(t, Options{})
+func TestAClosedStoreRefuses(t *testing.T) { eachKind(t, testAClosedStoreRefuses) }
+
+func testAClosedStoreRefuses(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 1)
 	if err := errors.Join(b.Close(), b.Close()); err != nil {
 		t.Fatal(err)
@@ -288,8 +304,10 @@ func TestAClosedStoreRefuses(t *testing.T) {
 	}
 }
 
-func TestWritesAreCounted(t *testing.T) {
-	b := open(t, Options{})
+func TestWritesAreCounted(t *testing.T) { eachKind(t, testWritesAreCounted) }
+
+func testWritesAreCounted(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 10)
 	b.del(1, 4)
 	w := b.Stats().Writes

@@ -13,8 +13,12 @@ import (
 )
 
 func TestStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T) {
+	eachKind(t, testStoredAtIsTheTimeOfTheCallThatStoredIt)
+}
+
+func testStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T, kind Kind) {
 	f := &script{}
-	b := open(t, Options{Fault: f})
+	b := open(t, Options{Kind: kind, Fault: f})
 	at1 := b.tick()
 	b.put(1, 1, 3)
 	at2 := b.tick()
@@ -31,8 +35,10 @@ func TestStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T) {
 	b.storedAt(4, at2)
 }
 
-func TestStoredAtOfAnUnknownIndexIsNow(t *testing.T) {
-	b := open(t, Options{})
+func TestStoredAtOfAnUnknownIndexIsNow(t *testing.T) { eachKind(t, testStoredAtOfAnUnknownIndexIsNow) }
+
+func testStoredAtOfAnUnknownIndexIsNow(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 2)
 	b.put(1, 10, 10) // 3..9 were never stored, and no snapshot covers them
 	now := b.tick()
@@ -41,7 +47,11 @@ func TestStoredAtOfAnUnknownIndexIsNow(t *testing.T) {
 }
 
 func TestStoredAtAfterARestartIsTheRestart(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testStoredAtAfterARestartIsTheRestart)
+}
+
+func testStoredAtAfterARestartIsTheRestart(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 3)
 	now := b.tick()
 	b.reopen()
@@ -51,7 +61,11 @@ func TestStoredAtAfterARestartIsTheRestart(t *testing.T) {
 }
 
 func TestStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite)
+}
+
+func testStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
 	b.del(4, 5)
@@ -65,7 +79,11 @@ func TestStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite(t *testing.T) {
 }
 
 func TestStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testStoredAtOfAnOverwrittenEntryIsTheOverwrite)
+}
+
+func testStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
 	at2 := b.tick()
@@ -76,8 +94,10 @@ func TestStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T) {
 	b.storedAt(5, at2) // raised with it: an upper bound, and times rise with the index
 }
 
-func TestStoredAtSurvivesACompaction(t *testing.T) {
-	b := open(t, Options{})
+func TestStoredAtSurvivesACompaction(t *testing.T) { eachKind(t, testStoredAtSurvivesACompaction) }
+
+func testStoredAtSurvivesACompaction(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
 	b.tick()
@@ -91,7 +111,11 @@ func TestStoredAtSurvivesACompaction(t *testing.T) {
 }
 
 func TestStoredAtOfWhatASnapshotCoversIsTheInstall(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testStoredAtOfWhatASnapshotCoversIsTheInstall)
+}
+
+func testStoredAtOfWhatASnapshotCoversIsTheInstall(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 5)
 	now := b.tick()
 	b.SnapshotInstalled(20)
@@ -192,7 +216,9 @@ func TestAClockThatGoesBackDoesNotMakeEntriesOlder(t *testing.T) {
 
 // TestForgetDivergent covers hashicorp/raft#697: the log of a node that receives a
 // snapshot may disagree with it.
-func TestForgetDivergent(t *testing.T) {
+func TestForgetDivergent(t *testing.T) { eachKind(t, testForgetDivergent) }
+
+func testForgetDivergent(t *testing.T, kind Kind) {
 	get := func(t *testing.T, b *bench, index uint64) *raft.Log {
 		t.Helper()
 		var l raft.Log
@@ -215,7 +241,7 @@ func TestForgetDivergent(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			b := open(t, Options{})
+			b := open(t, Options{Kind: kind})
 			b.put(c.have[0], c.have[1], c.have[2])
 			for range 2 { // doing it twice does no harm
 				if err := b.ForgetDivergent(c.index, c.term); err != nil {
@@ -241,7 +267,11 @@ func TestForgetDivergent(t *testing.T) {
 // TestCompactionLeavesTheJointOfASnapshot: right after an install raft compacts the
 // log up to and including the entry that it is about to need.
 func TestCompactionLeavesTheJointOfASnapshot(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testCompactionLeavesTheJointOfASnapshot)
+}
+
+func testCompactionLeavesTheJointOfASnapshot(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(2, 1, 20)
 	if err := b.ForgetDivergent(10, 3); err != nil {
 		t.Fatal(err)
@@ -251,7 +281,7 @@ func TestCompactionLeavesTheJointOfASnapshot(t *testing.T) {
 	b.del(1, 12) // a later compaction does not stop at it
 	b.bounds(13, 20)
 
-	b = open(t, Options{})
+	b = open(t, Options{Kind: kind})
 	b.put(2, 1, 20)
 	if err := b.ForgetDivergent(10, 3); err != nil {
 		t.Fatal(err)
@@ -263,7 +293,11 @@ func TestCompactionLeavesTheJointOfASnapshot(t *testing.T) {
 }
 
 func TestAnEntryThatContradictsTheSnapshotIsRefused(t *testing.T) {
-	b := open(t, Options{})
+	eachKind(t, testAnEntryThatContradictsTheSnapshotIsRefused)
+}
+
+func testAnEntryThatContradictsTheSnapshotIsRefused(t *testing.T, kind Kind) {
+	b := open(t, Options{Kind: kind})
 	b.put(2, 1, 9)
 	b.Base(10, 3)
 	b.put(3, 10, 11) // what the snapshot covers may come again

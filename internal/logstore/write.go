@@ -12,11 +12,6 @@ import (
 	"github.com/hastate/hastate/internal/clock"
 )
 
-// deleteChunk is how many indexes one transaction of DeleteRange removes. Between
-// two of them a waiting StoreLogs gets its turn: a compaction of thousands of
-// entries in one transaction would stall raft's main loop.
-const deleteChunk = 512
-
 // write runs one write: counted as running for Stalled, alone, and refused after
 // the first failure. The failure is announced after the locks are free.
 func (s *Store) write(fn func() error) error {
@@ -104,16 +99,12 @@ func (s *Store) store(logs []*raft.Log) error {
 	eachRun(logs, func(first, last uint64) { s.times.stored(first, last, now) })
 	s.mu.Unlock()
 
-	sealed := make([]*raft.Log, len(logs))
-	for i, l := range logs {
-		sealed[i] = seal(l)
-	}
-	if err := s.commit(OpStore, func() error { return s.db.StoreLogs(sealed) }); err != nil {
+	if err := s.commit(OpStore, func() error { return s.disk.store(logs) }); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	eachRun(logs, func(first, last uint64) { s.stored = s.stored.add(first, last) })
+	eachRun(logs, func(first, last uint64) { s.stored = s.stored.Add(first, last) })
 	for _, l := range logs {
 		s.tail.add(l)
 		if l.Index > s.joint {
@@ -168,7 +159,7 @@ func (s *Store) checkBase(logs []*raft.Log) error {
 func (s *Store) DeleteRange(first, last uint64) error {
 	s.mu.RLock()
 	// Entries that are stored while this runs are not in the range, whatever last is.
-	last = min(last, s.stored.last())
+	last = min(last, s.stored.Last())
 	s.mu.RUnlock()
 	for done := false; !done; {
 		err := s.write(func() (err error) {
@@ -185,8 +176,8 @@ func (s *Store) DeleteRange(first, last uint64) error {
 // deleteSome removes one chunk of first..last. It is called with writing held.
 func (s *Store) deleteSome(first, last uint64) (done bool, err error) {
 	s.mu.RLock()
-	lo, hi := s.stored.clamp(first, last)
-	low, high := s.stored.first(), s.stored.last()
+	lo, hi := s.stored.Clamp(first, last)
+	low, high := s.stored.First(), s.stored.Last()
 	if lo <= hi && hi < high && hi == s.joint {
 		hi--
 	}
@@ -197,19 +188,19 @@ func (s *Store) deleteSome(first, last uint64) (done bool, err error) {
 	from, to := lo, hi
 	switch {
 	case hi == high: // a suffix, or everything
-		from = max(lo, hi-min(hi, deleteChunk-1))
+		from = max(lo, hi-min(hi, s.disk.chunk()-1))
 	case lo == low: // a prefix
-		to = min(hi, lo+deleteChunk-1)
+		to = lo + min(hi-lo, s.disk.chunk()-1)
 	}
-	if err := s.commit(OpDelete, func() error { return s.db.DeleteRange(from, to) }); err != nil {
+	if err := s.commit(OpDelete, func() error { return s.disk.remove(from, to) }); err != nil {
 		return true, err
 	}
 	now := s.clock.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := s.stored.count()
-	s.stored = s.stored.remove(from, to)
-	s.writes.Removals += before - s.stored.count()
+	before := s.stored.Count()
+	s.stored = s.stored.Remove(from, to)
+	s.writes.Removals += before - s.stored.Count()
 	s.tail.remove(from, to)
 	s.forget(from, to, low, high, max(hi, last), now)
 	return from == lo && to == hi, nil
@@ -248,7 +239,7 @@ func (s *Store) forget(from, to, low, high, upTo uint64, now clock.Instant) {
 // DeleteRange leaves it as long as the tail is that of before the snapshot.
 func (s *Store) ForgetDivergent(index, term uint64) error {
 	s.mu.RLock()
-	have, last := s.stored.contains(index), s.stored.last()
+	have, last := s.stored.Contains(index), s.stored.Last()
 	s.mu.RUnlock()
 	if have {
 		var l raft.Log

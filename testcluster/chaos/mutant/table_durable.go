@@ -10,7 +10,7 @@ var durabilityMutants = []Mutant{
 		Name: "log-without-fsync",
 		What: "Log entries are not fsynced: an acknowledged write is in the page cache of a majority only.",
 		Changes: []Change{{
-			File: "internal/logstore/open.go",
+			File: "internal/logstore/boltopen.go",
 			Old: `	return raftboltdb.New(raftboltdb.Options{
 		Path: path,`,
 			New: `	return raftboltdb.New(raftboltdb.Options{
