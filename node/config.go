@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,6 +43,9 @@ type Config struct {
 	Join []string
 	// Replica joins without a vote.
 	Replica bool
+	// LogStore is how the log is kept; empty: as it is in the data folder, and
+	// DefaultLogStore in a new one.
+	LogStore logstore.Kind
 	// Profile are the timeouts.
 	Profile election.Profile
 	// Instances are the model servers beside this node, at most one per group.
@@ -108,6 +112,9 @@ type SnapshotPolicy struct {
 // DefaultSnapshotPolicy is used for zero fields.
 var DefaultSnapshotPolicy = SnapshotPolicy{Interval: 30 * time.Second, Threshold: 8192, Trailing: 16384}
 
+// DefaultLogStore is how the log of a new data folder is kept.
+const DefaultLogStore = logstore.Bolt
+
 // MaxInstances bounds the instances beside one node.
 const MaxInstances = 64
 
@@ -159,6 +166,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.Profile.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("profile %s: %w", c.Profile.Name, err))
+	}
+	if c.LogStore != "" && !slices.Contains(logstore.Kinds, c.LogStore) {
+		add("log store %q is not known: use one of %q, or leave it out", c.LogStore, logstore.Kinds)
 	}
 	if len(c.Instances) > MaxInstances {
 		add("%d instances: at most %d can be beside one node", len(c.Instances), MaxInstances)

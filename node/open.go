@@ -3,9 +3,12 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/fsm"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/api"
@@ -27,6 +31,9 @@ import (
 	"github.com/hastate/hastate/transport"
 )
 
+// stateFile is the name of the state file in a data folder.
+const stateFile = "state.db"
+
 // openData takes the data folder: lock, identity, log, state, snapshots.
 func (n *Node) openData() error {
 	var err error
@@ -37,13 +44,11 @@ func (n *Node) openData() error {
 	if n.identity, err = openIdentity(dir, n.cfg.NodeID); err != nil {
 		return err
 	}
-	if n.logs, err = logstore.Open(logstore.Options{
-		Path: filepath.Join(dir, "raft.db"), Clock: n.cfg.Clock, Logger: n.log, Fault: n.cfg.Faults.Log, Halt: n.fail,
-	}); err != nil {
+	if err := n.openLog(); err != nil {
 		return err
 	}
 	if n.machine, err = fsm.Open(fsm.Options{
-		Path: filepath.Join(dir, "state.db"), Clock: n.cfg.Clock, Logger: n.log, Halt: n.fail,
+		Path: filepath.Join(dir, stateFile), Clock: n.cfg.Clock, Logger: n.log, Halt: n.fail,
 	}); err != nil {
 		return err
 	}
@@ -62,6 +67,30 @@ func (n *Node) openData() error {
 		return err
 	}
 	return n.checkData()
+}
+
+// openLog opens the log that the folder has, or makes one of the kind that is wanted.
+func (n *Node) openLog() error {
+	dir, wanted := n.cfg.DataDir, n.cfg.LogStore
+	kind, err := logstore.Find(dir)
+	switch {
+	case err != nil:
+		return err
+	case kind == "":
+		// The log is made before the state. To make another one here would be in the
+		// way of the old one when it is put back.
+		if _, err := os.Stat(filepath.Join(dir, stateFile)); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: data folder %s: there is a state file %s, but neither %s nor %s: the log is missing, and with it what this node has voted: %s",
+				hastate.ErrPrecondition, dir, stateFile, filepath.Base(logstore.PathIn(dir, logstore.Bolt)), filepath.Base(logstore.PathIn(dir, logstore.Segments)), adviceLost)
+		}
+		kind = cmp.Or(wanted, DefaultLogStore)
+	case wanted != "" && wanted != kind:
+		return fmt.Errorf("%w: the data folder %s has a log of the kind %q, and the configuration says %q: run hanode migrate-log --data-dir %s --to %s first, or leave the kind out", hastate.ErrPrecondition, dir, kind, wanted, dir, wanted)
+	}
+	n.logs, err = logstore.Open(logstore.Options{
+		Path: logstore.PathIn(dir, kind), Kind: kind, Clock: n.cfg.Clock, Logger: n.log, Fault: n.cfg.Faults.Log, Halt: n.fail,
+	})
+	return err
 }
 
 // openRaft starts Raft over the transport. Nothing is served yet.

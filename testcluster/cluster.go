@@ -20,6 +20,7 @@ import (
 	"github.com/hastate/hastate/client"
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/instance"
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/node"
 	"github.com/hastate/hastate/transport"
 )
@@ -112,7 +113,8 @@ func (c *Cluster) newMember(id, folder, listen string) *Member {
 	m := &Member{ID: id, cluster: c, Log: newLogFault()}
 	m.config = node.Config{
 		NodeID: id, DataDir: filepath.Join(c.dir, folder), Listen: listen, Profile: c.options.Profile, Version: "test",
-		Faults: node.Faults{Network: c.Network, Log: m.Log}, Logger: testLogger(c.tb, id),
+		LogStore: logstore.Kinds[len(c.Members)%len(logstore.Kinds)], // all kinds together are one cluster
+		Faults:   node.Faults{Network: c.Network, Log: m.Log}, Logger: testLogger(c.tb, id),
 	}
 	if !c.options.NoInstances {
 		m.Instance = newInstance(c.tb)

@@ -14,7 +14,9 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/internal/wait"
+	"github.com/hastate/hastate/node"
 )
 
 // damage is something that happens to a file.
@@ -88,8 +90,23 @@ func flipWhere(text string) func(*testing.T, string) {
 // A node whose files are damaged does not start, says which file and what to do,
 // and the others go on. Damage that does no harm does none.
 func TestDamage(t *testing.T) {
-	t.Parallel()
-	c := New(t, Options{NoInstances: true, Configure: eager})
+	for _, kind := range logstore.Kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			testDamage(t, kind)
+		})
+	}
+}
+
+func testDamage(t *testing.T, kind logstore.Kind) {
+	c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
+		eager(c)
+		c.LogStore = kind
+	}})
+	log := "raft.db"
+	if kind == logstore.Segments {
+		log = "raft.seg/*1.seg"
+	}
 	leader := c.WaitLeader()
 	victim := c.Others(leader)[0]
 	for i := range 60 {
@@ -109,9 +126,9 @@ func TestDamage(t *testing.T) {
 	cases := []damage{
 		{file: "node.json", what: "cut off", do: truncate(20)},
 		{file: "node.json", what: "emptied", do: truncate(0)},
-		{file: "raft.db", what: "cut off", do: truncate(12 << 10)},
-		{file: "raft.db", what: "emptied", do: truncate(0)},
-		{file: "raft.db", what: "an entry changed", do: flipWhere("mark-of-59")},
+		{file: log, what: "cut off", do: truncate(12 << 10)},
+		{file: log, what: "emptied", do: truncate(0)},
+		{file: log, what: "an entry changed", do: flipWhere("mark-of-59")},
 		{file: "state.db", what: "cut off", do: truncate(12 << 10)},
 		{file: "state.db", what: "emptied", do: truncate(0)},
 		{file: "state.db", what: "a record changed", do: flipWhere("mark-of-07")},
@@ -120,7 +137,7 @@ func TestDamage(t *testing.T) {
 	}
 	for n := range 8 {
 		cases = append(cases,
-			damage{file: "raft.db", what: "bits flipped", do: flip(r, 1<<n), sometimes: true},
+			damage{file: log, what: "bits flipped", do: flip(r, 1<<n), sometimes: true},
 			damage{file: "state.db", what: "bits flipped", do: flip(r, 1<<n), sometimes: true})
 	}
 	dir := victim.Config().DataDir

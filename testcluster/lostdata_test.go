@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/hastate/hastate"
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/internal/wait"
 	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
@@ -25,10 +26,13 @@ import (
 // vote twice.
 func TestLostData_APartOfTheFolder(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"state.db", "raft.db", "snapshots"} {
+	for _, name := range []string{"state.db", "raft.db", "raft.seg", "snapshots"} {
 		t.Run(name, func(t *testing.T) {
 			c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
 				c.Snapshot = node.SnapshotPolicy{Interval: 20 * time.Millisecond, Threshold: 5, Trailing: 5}
+				if c.LogStore = logstore.Bolt; name == "raft.seg" {
+					c.LogStore = logstore.Segments
+				}
 			}})
 			leader := c.WaitLeader()
 			victim := c.Others(leader)[0]
@@ -73,15 +77,17 @@ func TestLostData_APartOfTheFolder(t *testing.T) {
 // it would vote for a leader that lacks them too.
 func TestLostData_AnOlderLog(t *testing.T) {
 	t.Parallel()
-	t.Run("flushed", func(t *testing.T) { olderLog(t, func(*node.Node) error { return nil }) })
-	// A snapshot of the node's own goes as far as the state, and vouches for no log.
-	t.Run("snapshot", func(t *testing.T) { olderLog(t, func(n *node.Node) error { return n.Raft().Snapshot().Error() }) })
+	for _, kind := range logstore.Kinds {
+		t.Run(string(kind)+" flushed", func(t *testing.T) { olderLog(t, kind, func(*node.Node) error { return nil }) })
+		// A snapshot of the node's own goes as far as the state, and vouches for no log.
+		t.Run(string(kind)+" snapshot", func(t *testing.T) { olderLog(t, kind, func(n *node.Node) error { return n.Raft().Snapshot().Error() }) })
+	}
 }
 
 // olderLog puts an older log back after some writes, and before was done at their end.
-func olderLog(t *testing.T, before func(*node.Node) error) {
+func olderLog(t *testing.T, kind logstore.Kind, before func(*node.Node) error) {
 	t.Helper()
-	c := New(t, Options{NoInstances: true})
+	c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) { c.LogStore = kind }})
 	leader := c.WaitLeader()
 	victim := c.Others(leader)[0]
 	sessions := c.Client().Sessions(hastate.DefaultGroup)
@@ -98,24 +104,19 @@ func olderLog(t *testing.T, before func(*node.Node) error) {
 		victim.Stop()
 	}
 	write()
-	log := filepath.Join(victim.Config().DataDir, "raft.db")
-	older, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := logstore.PathIn(victim.Config().DataDir, victim.Config().LogStore)
+	older := log + "-older"
+	copyFolder(t, older, log)
 	victim.Start()
 	write()
-	newest, err := os.ReadFile(log)
-	if err != nil {
+	newest := log + "-newest"
+	if err := errors.Join(os.Rename(log, newest), os.Rename(older, log)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(log, older, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "raft.db ends with entry") {
+	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), filepath.Base(log)+" ends with entry") {
 		t.Fatalf("started with an older log: %v", err)
 	}
-	if err := os.WriteFile(log, newest, 0o600); err != nil {
+	if err := errors.Join(os.RemoveAll(log), os.Rename(newest, log)); err != nil {
 		t.Fatal(err)
 	}
 	victim.Start()
@@ -132,11 +133,9 @@ func TestLostData_ALogOfAnOlderTerm(t *testing.T) {
 	caughtUp(t, victim, leader)
 	index := victim.Node().Raft().LastIndex()
 	victim.Stop()
-	log := filepath.Join(victim.Config().DataDir, "raft.db")
-	older, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := logstore.PathIn(victim.Config().DataDir, victim.Config().LogStore)
+	older := log + "-older"
+	copyFolder(t, older, log)
 	if err := leader.Node().TransferLeadership(within(t), next.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -148,17 +147,14 @@ func TestLostData_ALogOfAnOlderTerm(t *testing.T) {
 		t.Fatal("the follower caught up without a snapshot")
 	}
 	victim.Crash()
-	newest, err := os.ReadFile(log)
-	if err != nil {
+	newest := log + "-newest"
+	if err := errors.Join(os.Rename(log, newest), os.Rename(older, log)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(log, older, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "raft.db") {
+	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), filepath.Base(log)) {
 		t.Fatalf("started with a log of an older term: %v", err)
 	}
-	if err := os.WriteFile(log, newest, 0o600); err != nil {
+	if err := errors.Join(os.RemoveAll(log), os.Rename(newest, log)); err != nil {
 		t.Fatal(err)
 	}
 	victim.Start()

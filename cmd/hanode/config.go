@@ -42,6 +42,7 @@ type options struct {
 	AllowPlaintext  bool              `yaml:"allow_plaintext"`
 	TLS             tlsOptions        `yaml:"tls"`
 	Snapshot        snapshotOptions   `yaml:"snapshot"`
+	LogStore        string            `yaml:"log_store"`
 	Log             logOptions        `yaml:"log"`
 	Instances       []instanceOptions `yaml:"instances"`
 }
@@ -114,6 +115,7 @@ func bindFlags(fs *pflag.FlagSet, o *options, in *instanceOptions) {
 	fs.DurationVar(&o.Snapshot.Interval, "snapshot-interval", o.Snapshot.Interval, "time between two looks whether the log wants compaction")
 	fs.Uint64Var(&o.Snapshot.Threshold, "snapshot-threshold", o.Snapshot.Threshold, "log entries that make a snapshot worth while")
 	fs.Uint64Var(&o.Snapshot.Trailing, "snapshot-trailing", o.Snapshot.Trailing, "log entries kept for followers that are behind")
+	fs.StringVar(&o.LogStore, "log-store", o.LogStore, "how the Raft log is kept: bolt or segments (default: as it is in the data folder, "+string(node.DefaultLogStore)+" in a new one)")
 	fs.StringVar(&o.Log.Level, "log-level", o.Log.Level, "debug, info, warn or error")
 	fs.StringVar(&o.Log.Format, "log-format", o.Log.Format, "text or json")
 

@@ -81,7 +81,7 @@ func newRoot() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRunCommand(), newDemoCommand(), newTextserverCommand(), newConfigCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newDemoCommand(), newTextserverCommand(), newConfigCommand(), newMigrateLogCommand(), newVersionCommand())
 	return root
 }
 

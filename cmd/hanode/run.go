@@ -20,6 +20,7 @@ import (
 	"github.com/hastate/hastate/election"
 	"github.com/hastate/hastate/instance"
 	"github.com/hastate/hastate/internal/build"
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/node"
 	pb "github.com/hastate/hastate/proto/hastate/v1"
 )
@@ -111,6 +112,7 @@ func nodeConfig(o options, logTo io.Writer) (node.Config, error) {
 		BootstrapExpect: o.BootstrapExpect, Join: o.Join, Replica: o.Replica, Profile: profile,
 		AllowPlaintext: o.AllowPlaintext, ServerTLS: server, ClientTLS: client,
 		Snapshot: node.SnapshotPolicy{Interval: o.Snapshot.Interval, Threshold: o.Snapshot.Threshold, Trailing: o.Snapshot.Trailing},
+		LogStore: logstore.Kind(o.LogStore),
 		Version:  build.Version(), Logger: logger,
 	}
 	for _, in := range o.Instances {
