@@ -34,10 +34,16 @@ func diskFaults() []fault {
 		}},
 		{kind: "disk-full", family: family, weight: 1, root: true, exits: noSpace, what: "no space is left on the disk of a host", inject: diskFull},
 		{kind: "lost-disk", family: family, weight: 1, loses: true, exits: refusedJoin, what: "a voter comes back under its id with an empty disk: it must not vote, and is replaced", inject: lostDisk},
-		{kind: "torn-log", family: family, weight: 1, exits: refusedData, alone: true, what: "the used end or the newest meta page of a node's log file is torn: it may refuse to start, and is replaced", inject: damage("raft.db", tear)},
+		{kind: "torn-log", family: family, weight: 1, exits: refusedData, alone: true, what: "the used end or the newest meta page of a node's log file is torn: it may refuse to start, and is replaced", inject: damage(harmLog(tear, tearSegment))},
 		{kind: "old-log", family: family, weight: 1, exits: refusedData, alone: true, what: "a majority comes back with logs that are older than its states: it must refuse, and gets its newer ones back", inject: oldLog},
 		{kind: "flip-bits", family: family, weight: 1, exits: refusedData, alone: true, what: "bits of what is used of a node's files are flipped while it is down, often those of what clients have written", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
-			return damage([]string{"raft.db", "state.db"}[d.IntN(2)], flip)(ctx, s, d)
+			choose := harmLog(flip, flipSegment)
+			if d.IntN(2) == 1 {
+				choose = func(h *rig.Host, _ *draw) (string, harm, error) {
+					return filepath.Join(h.DataDir(), "state.db"), flip, nil
+				}
+			}
+			return damage(choose)(ctx, s, d)
 		}},
 	}
 }
@@ -139,19 +145,23 @@ func lostDisk(ctx context.Context, s *stage, d *draw) (broken, error) {
 // to start or go on with the very state that the others have; it must never
 // serve another one, which the check of convergence and the histories show. If it
 // refuses, it is replaced, as an operator would do.
-func damage(file string, how func(f *os.File, d *draw) (string, error)) func(context.Context, *stage, *draw) (broken, error) {
+func damage(choose func(*rig.Host, *draw) (string, harm, error)) func(context.Context, *stage, *draw) (broken, error) {
 	return func(ctx context.Context, s *stage, d *draw) (broken, error) {
 		h, who := d.target(ctx, s)
 		b := broken{lost: s.held(ctx, h), spared: s.elsewhere(ctx, h), what: who + " ends"}
 		if err := s.kill(true, true, h); err != nil {
 			return b, err
 		}
-		f, err := os.OpenFile(filepath.Join(h.DataDir(), file), os.O_RDWR, 0)
+		path, how, err := choose(h, d)
 		if err != nil {
-			return b, fmt.Errorf("damage %s: %w", file, err)
+			return b, err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return b, fmt.Errorf("damage %s: %w", path, err)
 		}
 		what, err := how(f, d)
-		b.what = fmt.Sprintf("%s of %s: %s", file, who, what)
+		b.what = fmt.Sprintf("%s of %s: %s", filepath.Base(path), who, what)
 		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return b, err
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
 )
 
@@ -40,6 +41,7 @@ func oldLog(ctx context.Context, s *stage, d *draw) (broken, error) {
 		if err != nil {
 			return err
 		}
+		defer dropLogs(older, newer)
 		if err := putLogs(older); err != nil {
 			return err
 		}
@@ -52,30 +54,77 @@ func oldLog(ctx context.Context, s *stage, d *draw) (broken, error) {
 	return b, nil
 }
 
-func logFile(h *rig.Host) string { return filepath.Join(h.DataDir(), "raft.db") }
+// takenLogs are copies of logs, in the folder of the run.
+type takenLogs map[*rig.Host]string
 
-// takeLogs ends all nodes and returns the log files of some.
-func (s *stage) takeLogs(hosts []*rig.Host) (map[*rig.Host][]byte, error) {
+// takeLogs ends all nodes and copies the logs of some.
+func (s *stage) takeLogs(hosts []*rig.Host) (takenLogs, error) {
 	if err := s.kill(true, true, s.members...); err != nil {
 		return nil, err
 	}
-	taken := map[*rig.Host][]byte{}
+	taken := takenLogs{}
 	for _, h := range hosts {
-		b, err := os.ReadFile(logFile(h))
+		log, err := logOf(h)
 		if err != nil {
+			return nil, err
+		}
+		dir, err := os.MkdirTemp(s.dir, "log-")
+		if err != nil {
+			return nil, fmt.Errorf("copy a log: %w", err)
+		}
+		taken[h] = filepath.Join(dir, filepath.Base(log))
+		if err := copyLog(taken[h], log); err != nil {
 			return nil, fmt.Errorf("copy the log of %s: %w", h.NodeID(), err)
 		}
-		taken[h] = b
 	}
 	return taken, nil
 }
 
-func putLogs(taken map[*rig.Host][]byte) error {
+func logOf(h *rig.Host) (string, error) {
+	kind, err := logstore.Find(h.DataDir())
+	if err == nil && kind == "" {
+		err = fmt.Errorf("%s has no log", h.NodeID())
+	}
+	return logstore.PathIn(h.DataDir(), kind), err
+}
+
+// copyLog copies a log, a file or a folder of files, over another.
+func copyLog(to, from string) error {
+	if err := os.RemoveAll(to); err != nil {
+		return err
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return os.CopyFS(to, os.DirFS(from))
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o600)
+}
+
+func putLogs(taken takenLogs) error {
 	var errs []error
-	for h, b := range taken {
-		errs = append(errs, os.WriteFile(logFile(h), b, 0o600))
+	for h, path := range taken {
+		log, err := logOf(h)
+		if err == nil {
+			err = copyLog(log, path)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func dropLogs(taken ...takenLogs) {
+	for _, logs := range taken {
+		for _, path := range logs {
+			_ = os.RemoveAll(filepath.Dir(path)) // what is left goes with the folder of the run
+		}
+	}
 }
 
 // waitFlushed waits until the state files of some nodes go beyond all that their

@@ -16,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
 
 	"github.com/hastate/hastate"
 	"github.com/hastate/hastate/internal/clock"
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/testcluster/chaos/model"
 	"github.com/hastate/hastate/testcluster/chaos/record"
 )
@@ -96,6 +98,80 @@ func TestDamage_IsInWhatIsUsed(t *testing.T) {
 		if len(seen) < 10 {
 			t.Errorf("%s does only %d things", name, len(seen))
 		}
+	}
+}
+
+// TestDamage_OfSegments: a log of segments is refused after each damage that is drawn,
+// and the same draw does the same.
+func TestDamage_OfSegments(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "raft.seg")
+	open := func() (*logstore.Store, error) {
+		return logstore.Open(logstore.Options{Path: dir, Kind: logstore.Segments, SegmentBytes: 64 << 10})
+	}
+	store, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(100) {
+		err = errors.Join(err, store.StoreLog(&raft.Log{Index: i + 1, Term: 1, Data: bytes.Repeat([]byte{byte(i)}, 200+int(i)*10)}))
+	}
+	if err := errors.Join(err, store.SetUint64([]byte("CurrentTerm"), 3), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	path, err := newestSegment(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(how harm, round int) string {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		what, err := how(f, newDraw(5, time.Second).round(round))
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return what
+	}
+	for name, how := range map[string]harm{"tear": tearSegment, "flip": flipSegment} {
+		seen := map[string]bool{}
+		for round := range 40 {
+			what := run(how, round+1)
+			seen[what] = true
+			damaged, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if store, err := open(); err == nil {
+				_ = store.Close()
+				t.Errorf("%s: %s: it was opened", name, what)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			again := run(how, round+1)
+			same, err := os.ReadFile(path)
+			if err := errors.Join(err, os.WriteFile(path, whole, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			if again != what || !bytes.Equal(damaged, same) {
+				t.Errorf("%s: %s, and with the same draw: %s", name, what, again)
+			}
+		}
+		if len(seen) < 10 {
+			t.Errorf("%s does only %d things", name, len(seen))
+		}
+	}
+	if store, err = open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

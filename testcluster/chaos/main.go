@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/hastate/hastate/election"
+	"github.com/hastate/hastate/internal/logstore"
 	"github.com/hastate/hastate/testcluster/chaos/model"
 	"github.com/hastate/hastate/testcluster/chaos/mutant"
 	"github.com/hastate/hastate/testcluster/chaos/rig"
@@ -107,6 +108,8 @@ type options struct {
 	// burn is how many processes keep a core busy each, burnDisk likewise a disk.
 	burn, burnDisk int
 	watchdogOff    bool
+	// logStore is how the nodes keep their logs; empty: as they do by default.
+	logStore string
 	// until are checks of which one violation ends the run; "any" is every check.
 	until []string
 	// hanode is the program to test, self this one.
@@ -135,6 +138,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.burn, "burn", 0, "processes that keep a core busy each, meanwhile")
 	fs.IntVar(&o.burnDisk, "burn-disk", 0, "processes that keep the disk busy with fsyncs, meanwhile")
 	fs.BoolVar(&o.watchdogOff, "watchdog-off", false, "without the stall watchdog: shows what hashicorp/raft does alone")
+	fs.StringVar(&o.logStore, "log-store", "", "how the nodes keep their logs: bolt or segments (default: hanode's)")
 	until := fs.String("until", "", "end at the first violation of one of these checks, comma-separated; or any")
 	fs.StringVar(&o.hanode, "hanode", "", "program to test, built with -tags chaos (default: built from this module)")
 	fs.StringVar(&o.dir, "dir", "", "where to make the folder of the run (default: the system's)")
@@ -163,6 +167,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("argument %q is not known: everything is a flag", fs.Arg(0))
 	case err != nil:
 		return o, err
+	case o.logStore != "" && !slices.Contains(logstore.Kinds, logstore.Kind(o.logStore)):
+		return o, fmt.Errorf("-log-store %q is not known: use one of %q", o.logStore, logstore.Kinds)
 	case o.nodes != 3 && o.nodes != 5:
 		return o, fmt.Errorf("%d nodes: use 3 or 5", o.nodes)
 	case o.groups < 1 || o.groups > 16:

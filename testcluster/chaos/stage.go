@@ -47,21 +47,27 @@ type stage struct {
 	ended []exited
 	// joined counts the nodes that were ever made, for their names.
 	joined int
+	// dir is the folder of the run.
+	dir string
 	// say tells people what happens.
 	say func(format string, args ...any)
 }
 
 func openStage(ctx context.Context, o options, dir, images string, say func(string, ...any)) (*stage, error) {
 	s := &stage{
-		o: o, conns: map[string]*grpc.ClientConn{}, web: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, starts: map[*rig.Host]rig.NodeStart{}, downed: map[*rig.Host]bool{}, cuts: map[[2]int]bool{}, say: say,
+		o: o, conns: map[string]*grpc.ClientConn{}, web: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, starts: map[*rig.Host]rig.NodeStart{}, downed: map[*rig.Host]bool{}, cuts: map[[2]int]bool{}, dir: dir, say: say,
 	}
 	for i := range o.groups {
 		s.groups = append(s.groups, fmt.Sprintf("g%d", i+1))
 	}
 	var err error
+	var nodeArgs []string
+	if o.logStore != "" {
+		nodeArgs = []string{"--log-store", o.logStore}
+	}
 	s.rig, err = rig.Open(ctx, rig.Options{
 		Hosts: o.nodes + 1, Voters: o.nodes, Groups: s.groups, Dir: dir, Hanode: o.hanode, Model: []string{o.self, "model"},
-		Profile: o.profile, Root: o.root, Images: images, Seed: o.seed,
+		Profile: o.profile, Root: o.root, Images: images, Seed: o.seed, NodeArgs: nodeArgs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the hosts: %w", err)
