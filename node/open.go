@@ -100,7 +100,7 @@ func (n *Node) openRaft() error {
 	if n.transport, err = transport.New(transport.Options{
 		ID: raft.ServerID(n.cfg.NodeID), Resolve: n.resolve, Dial: n.cfg.dialOptions(), AllowPlaintext: n.cfg.AllowPlaintext,
 		Heartbeat: p.Heartbeat, Election: p.Heartbeat, ClusterID: n.identity.ClusterID, OnClusterID: n.identity.Pin,
-		Serving: n.serving, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
+		Serving: n.serving, BeforePreVote: n.awaitTimeout, Fault: n.cfg.Faults.Network, Logger: n.log, Clock: n.cfg.Clock,
 	}); err != nil {
 		return err
 	}

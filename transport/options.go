@@ -85,6 +85,9 @@ type Options struct {
 	// is false, heartbeats, appends, snapshots and vote requests stay here, so
 	// that another node takes over (a stalled disk). A TimeoutNow goes out.
 	Serving func() bool
+	// BeforePreVote is called with the end of a candidate's log before its pre-vote
+	// request goes to Raft, and may wait, not beyond ctx; nil: nothing is called.
+	BeforePreVote func(ctx context.Context, lastTerm, lastIndex uint64)
 	// Fault is for tests: see FaultHook.
 	Fault  FaultHook
 	Logger *slog.Logger

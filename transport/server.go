@@ -167,6 +167,9 @@ func (s *service) RequestPreVote(ctx context.Context, in *pb.RequestPreVoteReque
 	if err := checkHeader(from, r); err != nil {
 		return nil, err
 	}
+	if s.t.opts.BeforePreVote != nil {
+		s.t.opts.BeforePreVote(ctx, r.LastLogTerm, r.LastLogIndex)
+	}
 	resp, err := as[*raft.RequestPreVoteResponse](s.t.handOver(ctx, r, nil))
 	if err != nil {
 		return nil, err
