@@ -113,7 +113,7 @@ func olderLog(t *testing.T, kind logstore.Kind, before func(*node.Node) error) {
 	if err := errors.Join(os.Rename(log, newest), os.Rename(older, log)); err != nil {
 		t.Fatal(err)
 	}
-	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), filepath.Base(log)+" ends with entry") {
+	if err := victim.TryStart(); !errors.Is(err, hastate.ErrPrecondition) || !strings.Contains(err.Error(), "the log "+filepath.Base(log)) || !strings.Contains(err.Error(), "the log is older than the rest") {
 		t.Fatalf("started with an older log: %v", err)
 	}
 	if err := errors.Join(os.RemoveAll(log), os.Rename(newest, log)); err != nil {

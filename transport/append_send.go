@@ -41,8 +41,11 @@ func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *
 		err := p.appendParts(ctx, args, resp)
 		// Only a peer that was not there is waited for. One that is there and
 		// does not answer in time is Raft's to judge.
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoPeer) {
+		if err == nil || !errors.Is(err, errNoPeer) {
 			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("append to node %s: %w", id, context.Cause(ctx))
 		}
 	}
 }
