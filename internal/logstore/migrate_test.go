@@ -92,6 +92,7 @@ func TestMigrate_Interrupted(t *testing.T) {
 			starts bool // the node starts with the old log meanwhile
 		}{
 			"while it copies": {func(t *testing.T, dir string) {
+				t.Helper()
 				b := open(t, Options{Path: PathIn(dir, other) + newSuffix, Kind: other})
 				b.put(1, 1, 3)
 				if err := b.Close(); err != nil {
@@ -100,10 +101,12 @@ func TestMigrate_Interrupted(t *testing.T) {
 			}, true},
 			"with the copy whole": {whole, true},
 			"with the old log aside": {func(t *testing.T, dir string) {
+				t.Helper()
 				whole(t, dir)
 				rename(t, PathIn(dir, kind), PathIn(dir, kind)+oldSuffix)
 			}, false},
 			"with the new log in its place": {func(t *testing.T, dir string) {
+				t.Helper()
 				whole(t, dir)
 				rename(t, PathIn(dir, kind), PathIn(dir, kind)+oldSuffix)
 				rename(t, PathIn(dir, other)+newSuffix, PathIn(dir, other))

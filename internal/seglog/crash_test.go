@@ -22,7 +22,7 @@ func TestCrash_LeavesAllOrNothing(t *testing.T) {
 	dir, m := filepath.Join(t.TempDir(), "log"), newModel()
 	l := open(t, dir)
 	kept, torn := 0, 0
-	for range 250 {
+	for range 120 {
 		done := quiet(l)
 		before, was := images(t, dir), m.dump()
 		done()
@@ -43,16 +43,22 @@ func TestCrash_LeavesAllOrNothing(t *testing.T) {
 			}
 		}
 	}
-	if kept == 0 || torn < 100 {
+	if kept == 0 || torn < 50 {
 		t.Errorf("%d were whole and %d torn: the test shows little", kept, torn)
 	}
 }
 
-// partly mixes two pictures of the folder, sector by sector. Files that are in one of
-// them only, because one was made or removed meanwhile, are taken from the later one.
+// partly mixes two pictures of the folder, sector by sector. A file that was made
+// meanwhile was empty before. If one has gone, for nothing lies in it any more, the
+// append that said so was on the disk before that: there is nothing to mix.
 func partly(rnd *rand.Rand, before, after map[string][]byte) (out map[string][]byte, all bool) {
 	out, all = map[string][]byte{}, true
 	chance := rnd.IntN(4) // of 3: none, some, most, all
+	for name := range before {
+		if _, there := after[name]; !there {
+			chance = 3
+		}
+	}
 	for name, b := range after {
 		old, ok := before[name]
 		if !ok || len(old) != len(b) {
@@ -118,7 +124,7 @@ func TestDamage_IsRefused(t *testing.T) {
 	shut(t, l)
 	files, want := images(t, dir), m.dump()
 	refused := 0
-	for range 400 {
+	for range 200 {
 		broken := maps.Clone(files)
 		for name, b := range broken { // one of them, in no order
 			b = bytes.Clone(b)
@@ -141,8 +147,8 @@ func TestDamage_IsRefused(t *testing.T) {
 		}
 		shut(t, damaged)
 	}
-	if refused < 100 {
-		t.Errorf("only %d of 400 were refused: the test shows little", refused)
+	if refused < 50 {
+		t.Errorf("only %d of 200 were refused: the test shows little", refused)
 	}
 }
 

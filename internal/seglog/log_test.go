@@ -20,7 +20,7 @@ func TestLog_HoldsWhatItWasGiven(t *testing.T) {
 	rnd := seeded(t)
 	dir, m := filepath.Join(t.TempDir(), "log"), newModel()
 	l := open(t, dir)
-	for i := range 1500 {
+	for i := range 800 {
 		m.step(t, l, rnd)
 		if i%50 == 49 {
 			if got, want := dump(t, l), m.dump(); got != want {
@@ -38,7 +38,7 @@ func TestLog_HoldsWhatItWasGiven(t *testing.T) {
 	l.mu.RLock()
 	newest := l.segments[len(l.segments)-1].number
 	l.mu.RUnlock()
-	if newest < 20 {
+	if newest < 10 {
 		t.Errorf("only %d segments were used: the test shows little", newest)
 	}
 }

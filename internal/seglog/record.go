@@ -93,7 +93,7 @@ func decodeRecord(b []byte) (record any, length int, err error) {
 	case kindDelete:
 		record = indexes.Run{First: c.uint64(), Last: c.uint64()}
 	case kindValue:
-		record = value{name: string(c.bytes(MaxValueBytes)), data: c.bytes(MaxValueBytes)}
+		record = value{name: string(c.bytes()), data: c.bytes()}
 	default:
 		return nil, 0, fmt.Errorf("there is a record of the unknown kind %d", kind)
 	}
@@ -183,7 +183,7 @@ func decodeHeader(c *cursor) header {
 		}
 	}
 	for range c.count(MaxValues) {
-		h.values = append(h.values, value{name: string(c.bytes(MaxValueBytes)), data: c.bytes(MaxValueBytes)})
+		h.values = append(h.values, value{name: string(c.bytes()), data: c.bytes()})
 		if c.err != nil {
 			return header{}
 		}
@@ -246,5 +246,5 @@ func (c *cursor) count(limit uint32) uint32 {
 	return n
 }
 
-// bytes reads a length and as many bytes.
-func (c *cursor) bytes(limit uint32) []byte { return c.take(int64(c.count(limit))) }
+// bytes reads a length and as many bytes, at most MaxValueBytes.
+func (c *cursor) bytes() []byte { return c.take(int64(c.count(MaxValueBytes))) }

@@ -48,9 +48,11 @@ func head(h header) func(*frame) { return func(f *frame) { putHeader(f, h) } }
 func del(first, last uint64) func(*frame) {
 	return func(f *frame) { putDelete(f, indexes.Run{First: first, Last: last}) }
 }
+
 func val(name, data string) func(*frame) {
 	return func(f *frame) { putValue(f, value{name, []byte(data)}) }
 }
+
 func ent(index uint64, size int) func(f *frame) {
 	return func(f *frame) { putEntry(f, &raft.Log{Index: index, Term: 1, Data: make([]byte, size)}) }
 }

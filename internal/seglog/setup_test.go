@@ -203,6 +203,7 @@ func quiet(l *Log) func() {
 }
 
 func seeded(t testing.TB) *rand.Rand {
+	t.Helper()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	return rand.New(rand.NewPCG(seed, 1))
