@@ -99,6 +99,7 @@ func TestDamage(t *testing.T) {
 }
 
 func testDamage(t *testing.T, kind logstore.Kind) {
+	t.Helper()
 	c := New(t, Options{NoInstances: true, Configure: func(c *node.Config) {
 		eager(c)
 		c.LogStore = kind

@@ -48,6 +48,7 @@ func open(t testing.TB, opts Options) *bench {
 
 // eachKind runs a test with both kinds of logs.
 func eachKind(t *testing.T, test func(*testing.T, Kind)) {
+	t.Helper()
 	for _, kind := range Kinds {
 		t.Run(string(kind), func(t *testing.T) { test(t, kind) })
 	}

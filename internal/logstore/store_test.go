@@ -22,6 +22,7 @@ import (
 func TestAnEmptyStoreHasNoEntries(t *testing.T) { eachKind(t, testAnEmptyStoreHasNoEntries) }
 
 func testAnEmptyStoreHasNoEntries(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.bounds(0, 0)
 	var l raft.Log
@@ -37,6 +38,7 @@ func testAnEmptyStoreHasNoEntries(t *testing.T, kind Kind) {
 func TestStableValuesSurviveARestart(t *testing.T) { eachKind(t, testStableValuesSurviveARestart) }
 
 func testStableValuesSurviveARestart(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	if err := errors.Join(b.SetUint64([]byte("CurrentTerm"), 7), b.Set([]byte("LastVoteCand"), []byte("n1"))); err != nil {
 		t.Fatal(err)
@@ -56,6 +58,7 @@ func testStableValuesSurviveARestart(t *testing.T, kind Kind) {
 func TestEveryFieldOfAnEntryIsKept(t *testing.T) { eachKind(t, testEveryFieldOfAnEntryIsKept) }
 
 func testEveryFieldOfAnEntryIsKept(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind, CacheBytes: 1})
 	want := raft.Log{Index: 3, Term: 2, Type: raft.LogConfiguration, Data: []byte("d"), Extensions: []byte("x"), AppendedAt: time.Unix(1700000000, 5).UTC()}
 	if err := b.StoreLog(&want); err != nil {
@@ -114,6 +117,7 @@ func TestACompactionIsMadeInChunksThatLeaveAContiguousLog(t *testing.T) {
 func TestAStoreAnswersLikeAMap(t *testing.T) { eachKind(t, testAStoreAnswersLikeAMap) }
 
 func testAStoreAnswersLikeAMap(t *testing.T, kind Kind) {
+	t.Helper()
 	rapid.Check(t, func(rt *rapid.T) {
 		var stores []*bench
 		for _, cache := range []int64{1 << 20, 1, 3 * (entryOverhead + 20)} {
@@ -202,6 +206,7 @@ func TestAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T) {
 }
 
 func testAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T, kind Kind) {
+	t.Helper()
 	for _, op := range []string{OpStore, OpDelete, OpSet} {
 		t.Run(op, func(t *testing.T) {
 			f := &script{}
@@ -245,6 +250,7 @@ func testAFailedWriteStopsTheStoreAndHaltsOnce(t *testing.T, kind Kind) {
 func TestAStalledWriteShowsItsAge(t *testing.T) { eachKind(t, testAStalledWriteShowsItsAge) }
 
 func testAStalledWriteShowsItsAge(t *testing.T, kind Kind) {
+	t.Helper()
 	f := &script{}
 	b := open(t, Options{Kind: kind, Fault: f})
 	if d := b.Stalled(); d != 0 {
@@ -285,6 +291,7 @@ func testAStalledWriteShowsItsAge(t *testing.T, kind Kind) {
 func TestAClosedStoreRefuses(t *testing.T) { eachKind(t, testAClosedStoreRefuses) }
 
 func testAClosedStoreRefuses(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 1)
 	if err := errors.Join(b.Close(), b.Close()); err != nil {
@@ -307,6 +314,7 @@ func testAClosedStoreRefuses(t *testing.T, kind Kind) {
 func TestWritesAreCounted(t *testing.T) { eachKind(t, testWritesAreCounted) }
 
 func testWritesAreCounted(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 10)
 	b.del(1, 4)

@@ -48,6 +48,7 @@ func TestStoredEntriesAreOnTheDisk(t *testing.T) {
 }
 
 func storedIsOnTheDisk(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Path: filepath.Join(t.TempDir(), "log"), Kind: kind})
 	check := func(what string) {
 		t.Helper()

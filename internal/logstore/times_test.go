@@ -17,6 +17,7 @@ func TestStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T) {
 }
 
 func testStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T, kind Kind) {
+	t.Helper()
 	f := &script{}
 	b := open(t, Options{Kind: kind, Fault: f})
 	at1 := b.tick()
@@ -38,6 +39,7 @@ func testStoredAtIsTheTimeOfTheCallThatStoredIt(t *testing.T, kind Kind) {
 func TestStoredAtOfAnUnknownIndexIsNow(t *testing.T) { eachKind(t, testStoredAtOfAnUnknownIndexIsNow) }
 
 func testStoredAtOfAnUnknownIndexIsNow(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 2)
 	b.put(1, 10, 10) // 3..9 were never stored, and no snapshot covers them
@@ -51,6 +53,7 @@ func TestStoredAtAfterARestartIsTheRestart(t *testing.T) {
 }
 
 func testStoredAtAfterARestartIsTheRestart(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 3)
 	now := b.tick()
@@ -65,6 +68,7 @@ func TestStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite(t *testing.T) {
 }
 
 func testStoredAtOfATruncatedAndRewrittenEntryIsTheRewrite(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
@@ -83,6 +87,7 @@ func TestStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T) {
 }
 
 func testStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
@@ -97,6 +102,7 @@ func testStoredAtOfAnOverwrittenEntryIsTheOverwrite(t *testing.T, kind Kind) {
 func TestStoredAtSurvivesACompaction(t *testing.T) { eachKind(t, testStoredAtSurvivesACompaction) }
 
 func testStoredAtSurvivesACompaction(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	at1 := b.tick()
 	b.put(1, 1, 5)
@@ -115,6 +121,7 @@ func TestStoredAtOfWhatASnapshotCoversIsTheInstall(t *testing.T) {
 }
 
 func testStoredAtOfWhatASnapshotCoversIsTheInstall(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(1, 1, 5)
 	now := b.tick()
@@ -219,6 +226,7 @@ func TestAClockThatGoesBackDoesNotMakeEntriesOlder(t *testing.T) {
 func TestForgetDivergent(t *testing.T) { eachKind(t, testForgetDivergent) }
 
 func testForgetDivergent(t *testing.T, kind Kind) {
+	t.Helper()
 	get := func(t *testing.T, b *bench, index uint64) *raft.Log {
 		t.Helper()
 		var l raft.Log
@@ -271,6 +279,7 @@ func TestCompactionLeavesTheJointOfASnapshot(t *testing.T) {
 }
 
 func testCompactionLeavesTheJointOfASnapshot(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(2, 1, 20)
 	if err := b.ForgetDivergent(10, 3); err != nil {
@@ -297,6 +306,7 @@ func TestAnEntryThatContradictsTheSnapshotIsRefused(t *testing.T) {
 }
 
 func testAnEntryThatContradictsTheSnapshotIsRefused(t *testing.T, kind Kind) {
+	t.Helper()
 	b := open(t, Options{Kind: kind})
 	b.put(2, 1, 9)
 	b.Base(10, 3)
