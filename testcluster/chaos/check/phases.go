@@ -71,11 +71,20 @@ func (h *history) durations(t *pb.Transition) {
 
 // slack is how far the phases of a transition may be above the time that passed.
 func (h *history) slack(t *pb.Transition) time.Duration {
-	f := h.faults[belongsTo(t, h.faults)]
-	if (f.Kind == killModel || f.Kind == killHost) && slices.Contains(f.Lost, t.GetGroup()) {
-		return min(h.o.Slack, closeSlack+h.o.Lease/renewals)
+	i := belongsTo(t, h.faults)
+	f := h.faults[i]
+	if (f.Kind != killModel && f.Kind != killHost) || !slices.Contains(f.Lost, t.GetGroup()) {
+		return h.o.Slack
 	}
-	return h.o.Slack
+	silent := h.o.Lease / renewals
+	for _, before := range h.faults[:i] {
+		// All is whole while leases hold; one that was in the way of renewals may have
+		// ended when the lease had little left.
+		if goingOn(before, f.Began.Add(-h.o.Lease)) {
+			silent = h.o.Lease
+		}
+	}
+	return min(h.o.Slack, closeSlack+silent)
 }
 
 // waited: nobody has the group of a lost host before its lease has run out. That

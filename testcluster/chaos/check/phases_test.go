@@ -69,19 +69,21 @@ func TestHistory_Phases(t *testing.T) {
 	const down, expired = "the instance is down", "lease expired"
 	one := func(t *pb.Transition) []*pb.Transition { return []*pb.Transition{t} }
 	judgeHistories(t, map[string]chronicle{
-		"model":             {transitions: one(lasting(down, 700, 100, 60, 40)), faults: model, o: seen},
-		"host":              {transitions: one(lasting(expired, 1200, 100, 60, 40)), faults: host, o: seen},
-		"host came back":    {transitions: one(lasting("the node was restarted", 0, 10, 60, 40)), faults: host, o: seen},
-		"no lease is known": {transitions: one(lasting(expired, 0, 10, 60, 40)), faults: host},
-		"another fault":     {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{kind(model[0], "x")}, o: seen},
-		"two faults":        {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{kind(model[0], "kill-model+x")}, o: seen},
-		"not lost":          {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{{Kind: killModel, Began: ms(1000), Whole: ms(5000), Epochs: map[string]uint64{"g": 3}}}, o: seen},
+		"model":              {transitions: one(lasting(down, 700, 100, 60, 40)), faults: model, o: seen},
+		"host":               {transitions: one(lasting(expired, 1200, 100, 60, 40)), faults: host, o: seen},
+		"just after another": {transitions: one(lasting(expired, 1800, 100, 60, 40)), faults: []record.Fault{{Kind: "lossy-link", Began: ms(100), Whole: ms(900)}, host[0]}, o: seen},
+		"host came back":     {transitions: one(lasting("the node was restarted", 0, 10, 60, 40)), faults: host, o: seen},
+		"no lease is known":  {transitions: one(lasting(expired, 0, 10, 60, 40)), faults: host},
+		"another fault":      {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{kind(model[0], "x")}, o: seen},
+		"two faults":         {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{kind(model[0], "kill-model+x")}, o: seen},
+		"not lost":           {transitions: one(lasting(down, 2500, 100, 60, 40)), faults: []record.Fault{{Kind: killModel, Began: ms(1000), Whole: ms(5000), Epochs: map[string]uint64{"g": 3}}}, o: seen},
 
-		"model, too long":   {transitions: one(lasting(down, 1500, 100, 60, 40)), faults: model, o: seen, want: "but it served 1s after the fault began"},
-		"host, too long":    {transitions: one(lasting(expired, 1500, 100, 60, 40)), faults: host, o: seen, want: "but it served 1s after the fault began"},
-		"host, no lease":    {transitions: one(lasting(expired, 300, 100, 60, 40)), faults: host, o: seen, want: "which a lease of 1.2s does not allow"},
-		"no time at all":    {transitions: one(lasting(down, 0, 0, 0, 0)), faults: model, o: seen, want: "took no time at all"},
-		"nor without fault": {transitions: one(lasting(down, 0, 0, 0, 0)), want: "took no time at all"},
+		"model, too long":    {transitions: one(lasting(down, 1500, 100, 60, 40)), faults: model, o: seen, want: "but it served 1s after the fault began"},
+		"host, too long":     {transitions: one(lasting(expired, 1500, 100, 60, 40)), faults: host, o: seen, want: "but it served 1s after the fault began"},
+		"long after another": {transitions: one(lasting(expired, 1800, 100, 60, 40)), faults: []record.Fault{{Kind: "lossy-link", Began: ms(-900), Whole: ms(-300)}, host[0]}, o: seen, want: "but it served 1s after the fault began"},
+		"host, no lease":     {transitions: one(lasting(expired, 300, 100, 60, 40)), faults: host, o: seen, want: "which a lease of 1.2s does not allow"},
+		"no time at all":     {transitions: one(lasting(down, 0, 0, 0, 0)), faults: model, o: seen, want: "took no time at all"},
+		"nor without fault":  {transitions: one(lasting(down, 0, 0, 0, 0)), want: "took no time at all"},
 	})
 }
 
