@@ -40,8 +40,17 @@ func Migrate(dir string, to Kind, logger *slog.Logger) (Migrated, error) {
 	}
 	old, fresh := PathIn(dir, from), PathIn(dir, to)
 	m := Migrated{From: from, To: to}
-	if resumed, err := resume(dir); err != nil || resumed {
-		return Migrated{From: from, To: to}, errors.Join(err, describe(fresh, to, &m))
+	// One that was interrupted is finished first, whatever its kind: it may be another.
+	switch finished, err := resume(dir); {
+	case err != nil:
+		return m, err
+	case finished == to:
+		return m, describe(fresh, to, &m)
+	}
+	for _, kind := range Kinds {
+		if err := os.RemoveAll(PathIn(dir, kind) + newSuffix); err != nil {
+			return m, fmt.Errorf("remove what an earlier migration has left: %w", err)
+		}
 	}
 	found, err := Find(dir)
 	switch {
@@ -51,9 +60,6 @@ func Migrate(dir string, to Kind, logger *slog.Logger) (Migrated, error) {
 		return m, fmt.Errorf("%w: the data folder %s has no log", hastate.ErrPrecondition, dir)
 	case found == to:
 		return m, fmt.Errorf("%w: the log of %s is of the kind %q already", hastate.ErrPrecondition, dir, to)
-	}
-	if err := os.RemoveAll(fresh + newSuffix); err != nil {
-		return m, fmt.Errorf("remove what an earlier migration has left: %w", err)
 	}
 	if err := copyLog(Options{Path: old, Kind: from, Logger: logger}, Options{Path: fresh + newSuffix, Kind: to, Logger: logger}); err != nil {
 		return m, err
@@ -68,32 +74,32 @@ func Migrate(dir string, to Kind, logger *slog.Logger) (Migrated, error) {
 }
 
 // resume finishes a migration that has put the old log aside, which it did only after the
-// new one was whole. It says whether there was one.
-func resume(dir string) (bool, error) {
+// new one was whole. It returns the kind of the new log, empty if there was none.
+func resume(dir string) (Kind, error) {
 	for i, to := range Kinds {
 		old, fresh := PathIn(dir, Kinds[1-i])+oldSuffix, PathIn(dir, to)
 		aside, err := exists(old)
 		if err != nil {
-			return false, err
+			return "", err
 		}
 		if !aside {
 			continue
 		}
 		there, err := exists(fresh)
 		if err != nil {
-			return false, err
+			return "", err
 		}
 		if !there {
 			if err := os.Rename(fresh+newSuffix, fresh); err != nil {
-				return false, fmt.Errorf("put the new log in its place: %w", err)
+				return "", fmt.Errorf("put the new log in its place: %w", err)
 			}
 		}
 		if err := errors.Join(syncDir(dir), os.RemoveAll(old), syncDir(dir)); err != nil {
-			return false, fmt.Errorf("finish the migration: %w", err)
+			return "", fmt.Errorf("finish the migration: %w", err)
 		}
-		return true, nil
+		return to, nil
 	}
-	return false, nil
+	return "", nil
 }
 
 // copyLog writes one log as another, and reads it once more.

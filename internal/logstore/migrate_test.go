@@ -112,6 +112,15 @@ func TestMigrate_Interrupted(t *testing.T) {
 				rename(t, PathIn(dir, other)+newSuffix, PathIn(dir, other))
 			}, false},
 		} {
+			t.Run(string(kind)+" "+name+", and back", func(t *testing.T) {
+				dir, want := folder(t, kind)
+				c.stop(t, dir)
+				// The old kind is wanted after all: there may be nothing to do.
+				if _, err := Migrate(dir, kind, nil); (err == nil) == c.starts {
+					t.Fatal(err)
+				}
+				holds(t, dir, kind, want)
+			})
 			t.Run(string(kind)+" "+name, func(t *testing.T) {
 				dir, want := folder(t, kind)
 				c.stop(t, dir)
