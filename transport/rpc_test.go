@@ -69,6 +69,28 @@ func TestVotesAndTimeoutNow(t *testing.T) {
 	}
 }
 
+// A pre-vote goes to Raft after BeforePreVote has returned, which is told the end of the
+// candidate's log.
+func TestBeforePreVote(t *testing.T) {
+	m := newMesh()
+	var waited, early atomic.Bool
+	a := m.add(t, "n1", nil)
+	b := m.add(t, "n2", func(o *Options) {
+		o.BeforePreVote = func(_ context.Context, lastTerm, lastIndex uint64) {
+			waited.Store(lastTerm == 6 && lastIndex == 42)
+		}
+	})
+	answer(t, b, func(rpc raft.RPC) {
+		early.Store(!waited.Load())
+		accept(rpc)
+	})
+	var pre raft.RequestPreVoteResponse
+	err := a.RequestPreVote("n2", "n2", &raft.RequestPreVoteRequest{RPCHeader: header("n1"), Term: 7, LastLogTerm: 6, LastLogIndex: 42}, &pre)
+	if err != nil || !pre.Granted || early.Load() {
+		t.Errorf("%+v, %v; before it waited: %v", pre, err, early.Load())
+	}
+}
+
 // A Raft node that does not take requests holds nobody up, and gets none of
 // them late.
 func TestDeadlines(t *testing.T) {
