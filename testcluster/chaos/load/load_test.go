@@ -269,6 +269,54 @@ func TestStart_Refuses(t *testing.T) {
 	}
 }
 
+// behind is a cluster whose watches of whole groups tell of a change only when there
+// is a later one.
+type behind struct{ *fake }
+
+func (b behind) Sessions(group string) sessions {
+	return behindSessions{fakeSessions{b.fake, group}}
+}
+
+type behindSessions struct{ fakeSessions }
+
+func (b behindSessions) Watch(ctx context.Context, prefix string, after uint64, on func(client.SessionChange) error) error {
+	if prefix != "" {
+		return b.fakeSessions.Watch(ctx, prefix, after, on)
+	}
+	return b.fakeSessions.Watch(ctx, prefix, after, func(c client.SessionChange) error {
+		// The last one is let through if it is the end of the group's own watches.
+		own := strings.HasPrefix(c.Event.GetSession().GetId(), "!end-")
+		if !own && !b.wait(ctx, func() int { return int(b.revision) }, int(c.Event.GetRevision())) {
+			return ctx.Err()
+		}
+		return on(c)
+	})
+}
+
+// TestStop_WatchesOfWholeGroups get to all that was acknowledged before the end, the
+// marks for the watches that keep to a node included.
+func TestStop_WatchesOfWholeGroups(t *testing.T) {
+	f := newFake(nothing)
+	l, err := Start(t.Context(), Options{
+		Groups: []string{"g"}, Dir: t.TempDir(), NoCallers: true, Think: time.Millisecond,
+		dial: func() (cluster, error) { return behind{f}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := l.Progress(ctx, 20); err != nil {
+		t.Error(err)
+	}
+	if err := l.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, v := range check.Watches(l.SessionEvents(0), l.Ops(0), l.Final()) {
+		t.Errorf("%+v", v)
+	}
+}
+
 // silent is a node whose session watches tell of nothing.
 type silent struct{ *fake }
 

@@ -95,12 +95,13 @@ func (l *Load) drain(ctx context.Context, group string, members []string) error 
 	attempt := 0
 	return l.retry(ctx, func(ctx context.Context) error {
 		attempt++
-		// Before all others, so that no list of the current sessions ends with it.
-		all, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.o.Prefix, attempt))
+		tied, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.tiedPrefix(), attempt))
 		if err != nil {
 			return err
 		}
-		tied, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.tiedPrefix(), attempt))
+		// The last: the watches of the whole group are to tell of the other one too. And
+		// before all others in order of id, so that no list of the sessions ends with it.
+		all, err := l.mark(ctx, group, fmt.Sprintf("%s!end-%d", l.o.Prefix, attempt))
 		if err != nil {
 			return err
 		}
