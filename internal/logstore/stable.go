@@ -15,6 +15,12 @@ var voteTerm, voteCandidate = stableKeys[1], stableKeys[2]
 // Set makes a stable value durable. The one exception is the term of a vote, which raft
 // sets right before the candidate: it waits for that, so that a vote costs one write and
 // is there whole or not at all. A vote of which only the term was set was not given.
+//
+// The candidate comes first, for a log that has no write of both: a crash in between
+// leaves the new candidate with the term of an older vote, for which nobody asks any
+// more, because raft has made the new term durable before. The other way round it would
+// leave the new term with an old candidate, and raft answers a second request of the
+// candidate it voted for with yes, without a look at the logs.
 func (s *Store) Set(key, value []byte) error {
 	return s.write(func() error {
 		values := []stableValue{{key, value}}
@@ -23,7 +29,7 @@ func (s *Store) Set(key, value []byte) error {
 			s.vote = bytes.Clone(value)
 			return nil
 		case bytes.Equal(key, voteCandidate) && s.vote != nil:
-			values = []stableValue{{voteTerm, s.vote}, {key, value}}
+			values = []stableValue{{key, value}, {voteTerm, s.vote}}
 			s.vote = nil
 		}
 		return s.commit(OpSet, func() error { return s.disk.set(values) })

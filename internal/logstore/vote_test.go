@@ -42,3 +42,37 @@ func TestVote_IsOneWrite(t *testing.T) {
 		})
 	}
 }
+
+// cut is a disk of which the power goes after the first of several values, if they are
+// not one write.
+type cut struct{ backend }
+
+func (c cut) set(values []stableValue) error {
+	if len(values) > 1 {
+		return errors.Join(c.backend.set(values[:1]), errors.New("the power is gone"))
+	}
+	return c.backend.set(values)
+}
+
+// TestVote_Half: raft answers a second request of the candidate that it voted for with
+// yes, without a look at the logs. So the new term must never be there with the candidate
+// of an older vote.
+func TestVote_Half(t *testing.T) {
+	b := open(t, Options{Kind: Bolt})
+	if err := errors.Join(b.SetUint64(voteTerm, 1), b.Set(voteCandidate, []byte("old"))); err != nil {
+		t.Fatal(err)
+	}
+	b.disk = cut{b.disk}
+	if err := errors.Join(b.SetUint64(voteTerm, 3), b.Set(voteCandidate, []byte("new"))); err == nil {
+		t.Fatal("half a vote was given")
+	}
+	b.reopen()
+	term, err := b.GetUint64(voteTerm)
+	candidate, err2 := b.Get(voteCandidate)
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	if term == 3 && string(candidate) != "new" {
+		t.Errorf("the vote of term %d is for %q", term, candidate)
+	}
+}
