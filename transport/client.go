@@ -81,7 +81,7 @@ func ask[R raft.WithRPCHeader](t *Transport, id raft.ServerID, what string, time
 
 // Votes wait for a connection as long as their deadline allows: a candidate takes
 // an error for a refusal, and a peer that has just come back may decide the
-// election.
+// election. They are asked for over a second connection when the first has no answer.
 
 // RequestVote implements raft.Transport.
 func (t *Transport) RequestVote(id raft.ServerID, _ raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
@@ -89,7 +89,7 @@ func (t *Transport) RequestVote(id raft.ServerID, _ raft.ServerAddress, args *ra
 		return errWithheld
 	}
 	t.hurry(id)
-	r, _, err := ask(t, id, "request vote", t.opts.Heartbeat, func(ctx context.Context, c pb.RaftServiceClient) (*raft.RequestVoteResponse, error) {
+	r, _, err := askTwice(t, id, "request vote", t.opts.Heartbeat, func(ctx context.Context, c pb.RaftServiceClient) (*raft.RequestVoteResponse, error) {
 		out, err := c.RequestVote(ctx, voteRequestToProto(args), grpc.WaitForReady(true))
 		if err != nil {
 			return nil, err
@@ -109,7 +109,7 @@ func (t *Transport) RequestPreVote(id raft.ServerID, _ raft.ServerAddress, args 
 		return errWithheld
 	}
 	t.hurry(id)
-	r, _, err := ask(t, id, "request pre-vote", t.opts.Heartbeat, func(ctx context.Context, c pb.RaftServiceClient) (*raft.RequestPreVoteResponse, error) {
+	r, _, err := askTwice(t, id, "request pre-vote", t.opts.Heartbeat, func(ctx context.Context, c pb.RaftServiceClient) (*raft.RequestPreVoteResponse, error) {
 		out, err := c.RequestPreVote(ctx, preVoteRequestToProto(args), grpc.WaitForReady(true))
 		if err != nil {
 			return nil, err

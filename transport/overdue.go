@@ -61,24 +61,16 @@ func (p *peer) closeLifeless(ctx context.Context, args *raft.AppendEntriesReques
 	defer end()
 	call, cancel := context.WithTimeout(lead, p.t.opts.Heartbeat)
 	defer cancel()
-	p.mu.Lock()
-	stream := p.streams[appendConn]
-	p.mu.Unlock()
+	conn := p.dialledNow(appendConn)
 	_, err = p.clients[appendConn].Heartbeat(call, &pb.HeartbeatRequest{Append: in})
 	// Only what has no answer at all proves something: an error is one, or gRPC's, which
 	// then makes the connection anew by itself.
-	if err == nil || stream.conn == nil || !errors.Is(call.Err(), context.DeadlineExceeded) || lead.Err() != nil {
+	if err == nil || !errors.Is(call.Err(), context.DeadlineExceeded) || lead.Err() != nil {
 		return
 	}
-	p.mu.Lock()
-	dead := !p.unreachable && p.streams[appendConn].conn == stream.conn
-	if dead {
-		p.streams[appendConn] = dialled{}
-	}
-	p.mu.Unlock()
-	if !dead {
+	if !p.forget(appendConn, conn) {
 		return
 	}
 	p.t.logger.Info("a connection to the peer is dead: it is made anew", "peer", p.id)
-	_ = stream.conn.Close() // it is of no use any more
+	_ = conn.Close() // it is of no use any more
 }
