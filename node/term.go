@@ -4,6 +4,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 
 	"github.com/hashicorp/raft"
@@ -18,13 +19,30 @@ import (
 type stable struct {
 	*logstore.Store
 	n *Node
+	// opened: NewRaft has saved the term that it has read, the first that is saved and
+	// the only one on the goroutine of its caller. Raft's own goroutines begin after it.
+	opened bool
 }
 
-// SetUint64 does not return when the term cannot be saved.
-func (s stable) SetUint64(key []byte, value uint64) error {
+// errTerm is why raft could not begin.
+var errTerm = errors.New("the term cannot be saved")
+
+// SetUint64 does not return when the term cannot be saved, but for the first time: that
+// ends NewRaft with a panic.
+func (s *stable) SetUint64(key []byte, value uint64) error {
 	err := s.Store.SetUint64(key, value)
-	if err == nil || string(key) != "CurrentTerm" {
+	if string(key) != "CurrentTerm" {
 		return err
+	}
+	if !s.opened {
+		s.opened = err == nil
+		if err != nil {
+			panic(fmt.Errorf("%w: %w", errTerm, err)) // startRaft takes it
+		}
+		return nil
+	}
+	if err == nil {
+		return nil
 	}
 	<-s.n.raftReady // it may run before NewRaft has returned
 	s.n.raft.Shutdown()
@@ -34,7 +52,19 @@ func (s stable) SetUint64(key []byte, value uint64) error {
 
 // startRaft starts raft over the transport.
 func (n *Node) startRaft() (err error) {
-	n.raft, err = raft.NewRaft(n.raftConfig(), n.applier, n.logs, stable{n.logs, n}, n.snapshots, n.transport)
+	defer func() {
+		switch why := recover().(type) {
+		case nil:
+		case error:
+			if !errors.Is(why, errTerm) {
+				panic(why)
+			}
+			err = why
+		default:
+			panic(why)
+		}
+	}()
+	n.raft, err = raft.NewRaft(n.raftConfig(), n.applier, n.logs, &stable{Store: n.logs, n: n}, n.snapshots, n.transport)
 	if err == nil {
 		close(n.raftReady)
 	}
