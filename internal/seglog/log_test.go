@@ -67,6 +67,45 @@ func TestLog_CompactionFreesSegments(t *testing.T) {
 	}
 }
 
+// TestLog_ASegmentThatCannotBeRemoved is the first to go when it can: a later one that
+// goes before it would leave a gap, and the log could not be opened any more.
+func TestLog_ASegmentThatCannotBeRemoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	l := open(t, dir)
+	for i := range uint64(40) {
+		if err := l.Store([]*raft.Log{{Index: i + 1, Term: 1, Data: make([]byte, 8000)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.preparing.Lock() // nothing is removed meanwhile
+	if err := l.Delete(1, 35); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.dead) < 2 {
+		t.Fatalf("%d segments are dead", len(l.dead))
+	}
+	first := filepath.Join(dir, fileName(l.dead[0].number))
+	aside := filepath.Join(t.TempDir(), "aside")
+	if err := errors.Join(os.Rename(first, aside), os.MkdirAll(filepath.Join(first, "full"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	l.preparing.Unlock()
+	for range 3 {
+		if err := l.tidy(); err == nil {
+			t.Error("a folder that is not empty was removed")
+		}
+	}
+	if err := errors.Join(os.RemoveAll(first), os.Rename(aside, first)); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, l)
+	if l, err := Open(Options{Dir: dir}); err != nil {
+		t.Error(err)
+	} else {
+		shut(t, l)
+	}
+}
+
 func TestLog_AnAppendLargerThanASegment(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	l := open(t, dir)

@@ -62,9 +62,19 @@ func (l *Log) tidy() error {
 			return nil
 		}
 		if err := s.remove(l.dir); err != nil {
+			l.putBack(s)
 			return fmt.Errorf("remove segment %d: %w", s.number, err)
 		}
 	}
+}
+
+// putBack returns a dead segment whose file is still there. It is the next that is tried:
+// if a later one went first, a start would find one missing in between. Called with
+// preparing held.
+func (l *Log) putBack(s *segment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = append([]*segment{s}, l.dead...)
 }
 
 // takeDead takes the oldest segment that nothing lies in, nil if there is none.
@@ -87,10 +97,13 @@ func (l *Log) makeSpare(number uint32) error {
 		err  error
 	)
 	if old := l.takeDead(); old != nil && int64(old.capacity)*sectorBytes == l.size {
-		made, err = old.recycle(l.dir, number)
+		if made, err = old.recycle(l.dir, number); err != nil {
+			l.putBack(old)
+		}
 	} else {
 		if old != nil {
 			if err := old.remove(l.dir); err != nil {
+				l.putBack(old)
 				return fmt.Errorf("remove segment %d: %w", old.number, err)
 			}
 		}

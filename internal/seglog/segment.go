@@ -193,10 +193,15 @@ func (s *segment) recycle(dir string, number uint32) (*segment, error) {
 	return &segment{number: number, file: s.file, capacity: s.capacity}, nil
 }
 
-// remove deletes the file.
+// remove deletes the file. After an error it may be called again.
 func (s *segment) remove(dir string) error {
-	err := os.Remove(filepath.Join(dir, fileName(s.number)))
-	return errors.Join(err, s.file.Close(), syncDir(dir))
+	if err := os.Remove(filepath.Join(dir, fileName(s.number))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.file.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
+		return err
+	}
+	return syncDir(dir)
 }
 
 func syncDir(dir string) error {
