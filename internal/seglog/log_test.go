@@ -77,6 +77,9 @@ func TestLog_ASegmentThatCannotBeRemoved(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := l.tidy(); err != nil { // there is a spare, so that none is made of what is dead
+		t.Fatal(err)
+	}
 	l.preparing.Lock() // nothing is removed meanwhile
 	if err := l.Delete(1, 35); err != nil {
 		t.Fatal(err)
@@ -95,7 +98,10 @@ func TestLog_ASegmentThatCannotBeRemoved(t *testing.T) {
 			t.Error("a folder that is not empty was removed")
 		}
 	}
-	if err := errors.Join(os.RemoveAll(first), os.Rename(aside, first)); err != nil {
+	l.preparing.Lock() // the file that is aside is not gone
+	err := errors.Join(os.RemoveAll(first), os.Rename(aside, first))
+	l.preparing.Unlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	shut(t, l)
