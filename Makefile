@@ -7,7 +7,7 @@ BUF_VERSION := v1.75.0
 SEED ?=
 ROUNDS ?= 50
 
-.PHONY: help build test race process lint fmt proto verify breaking tidy soak chaos chaos-mutants demo fuzz tools flaky
+.PHONY: help build test race process lint fmt proto verify breaking tidy soak chaos chaos-mutants demo fuzz tools flaky bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,3 +83,6 @@ $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION):
 $(TOOLS)/buf-$(BUF_VERSION):
 	GOBIN=$(TOOLS) go install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION)
 	@touch $@
+
+bench: ## hastate beside etcd and ZooKeeper, in ratios; ARGS="-clients 1,64 -work put" (bench/, a module of its own)
+	@cd bench && go build -o ../bin/bench . && ../bin/bench $(ARGS)
