@@ -53,14 +53,10 @@ func (s *stable) SetUint64(key []byte, value uint64) error {
 // startRaft starts raft over the transport.
 func (n *Node) startRaft() (err error) {
 	defer func() {
-		switch why := recover().(type) {
-		case nil:
-		case error:
-			if !errors.Is(why, errTerm) {
-				panic(why)
-			}
-			err = why
-		default:
+		why := recover()
+		if e, ok := why.(error); ok && errors.Is(e, errTerm) {
+			err = e
+		} else if why != nil {
 			panic(why)
 		}
 	}()

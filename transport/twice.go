@@ -4,6 +4,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
@@ -75,7 +76,7 @@ func askTwice[R raft.WithRPCHeader](t *Transport, id raft.ServerID, what string,
 		}
 		err := p.settle(ctx, what, sentAt, got.err)
 		if err == nil && got.kind != controlConn && waiting > 0 &&
-			t.start(func() { defer cancel(); closeUnanswered(p, replies, asked, timeout/secondAfter) }) {
+			t.start(func() { defer cancel(); closeUnanswered(ctx, p, replies, asked) }) {
 			return got.r, sentAt, nil
 		}
 		cancel()
@@ -83,20 +84,16 @@ func askTwice[R raft.WithRPCHeader](t *Transport, id raft.ServerID, what string,
 	}
 }
 
-// closeUnanswered closes a control connection if a question over it has no reply for a
-// while longer, although the peer has answered the same question over another one.
-func closeUnanswered[R any](p *peer, replies <-chan reply[R], asked net.Conn, while time.Duration) {
-	timer := time.NewTimer(while)
-	defer timer.Stop()
-	select {
-	case <-replies: // an error is a reply too: gRPC then makes the connection anew by itself
-	case <-p.ctx.Done():
-	case <-timer.C:
-		if p.forget(controlConn, asked) {
-			p.t.logger.Info("a connection to the peer is dead: it is made anew", "peer", p.id)
-			_ = asked.Close() // it is of no use any more
-		}
+// closeUnanswered closes a control connection if the question over it has no reply until
+// its deadline, although the peer has answered the same question over another one: a peer
+// that is only slow keeps it.
+func closeUnanswered[R any](ctx context.Context, p *peer, replies <-chan reply[R], asked net.Conn) {
+	got := <-replies // at the latest at the deadline of ctx
+	if got.err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) || !p.forget(controlConn, asked) {
+		return
 	}
+	p.t.logger.Info("a connection to the peer is dead: it is made anew", "peer", p.id)
+	_ = asked.Close() // it is of no use any more
 }
 
 // dialledNow is the byte stream of a connection, nil if there is none.

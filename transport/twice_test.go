@@ -20,7 +20,7 @@ import (
 func TestAskTwice_DeadConnection(t *testing.T) {
 	m, w := newMesh(), &wires{}
 	a := m.add(t, "n1", func(o *Options) {
-		o.DialContext, o.Heartbeat = w.dial(m), 5*time.Second
+		o.DialContext, o.Heartbeat = w.dial(m), 2*time.Second
 		o.Dial = []grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Hour})} // it would do, much later
 	})
 	answer(t, m.add(t, "n2", nil), func(rpc raft.RPC) {

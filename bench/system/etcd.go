@@ -64,17 +64,7 @@ func (Etcd) Start(ctx context.Context, dir string) (*Cluster, error) {
 		}
 	}
 	c.Connect = func(ctx context.Context) (Conn, error) { return connectEtcd(ctx, clients) }
-	err = c.await(ctx, func(ctx context.Context) error {
-		conn, err := c.Connect(ctx)
-		if err != nil {
-			return err
-		}
-		return errors.Join(conn.Put(ctx, 0, []byte("first")), conn.Close())
-	})
-	if err != nil {
-		return nil, c.fail(err)
-	}
-	return c, nil
+	return c.ready(ctx)
 }
 
 // etcdConn is a client of the leader.

@@ -77,17 +77,7 @@ func (h Hastate) Start(ctx context.Context, dir string) (*Cluster, error) {
 		}
 	}
 	c.Connect = func(ctx context.Context) (Conn, error) { return h.connect(ctx, endpoints) }
-	err = c.await(ctx, func(ctx context.Context) error {
-		conn, err := c.Connect(ctx)
-		if err != nil {
-			return err
-		}
-		return errors.Join(conn.Put(ctx, 0, []byte("first")), conn.Close())
-	})
-	if err != nil {
-		return nil, c.fail(err)
-	}
-	return c, nil
+	return c.ready(ctx)
 }
 
 func (h Hastate) connect(ctx context.Context, endpoints []string) (Conn, error) {

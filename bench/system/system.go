@@ -109,6 +109,21 @@ func (c *Cluster) await(ctx context.Context, try func(ctx context.Context) error
 	}
 }
 
+// ready waits until a first write is answered. A cluster that does not come up is stopped.
+func (c *Cluster) ready(ctx context.Context) (*Cluster, error) {
+	err := c.await(ctx, func(ctx context.Context) error {
+		conn, err := c.Connect(ctx)
+		if err != nil {
+			return err
+		}
+		return errors.Join(conn.Put(ctx, 0, []byte("first")), conn.Close())
+	})
+	if err != nil {
+		return nil, c.fail(err)
+	}
+	return c, nil
+}
+
 // CPU is the processor time that all processes of the cluster have used.
 func (c *Cluster) CPU() (time.Duration, error) {
 	all := time.Duration(0)

@@ -68,17 +68,7 @@ func (ZooKeeper) Start(ctx context.Context, dir string) (*Cluster, error) {
 	}
 	known := make([]atomic.Bool, maxKeys)
 	c.Connect = func(ctx context.Context) (Conn, error) { return connectZooKeeper(ctx, clients, known) }
-	err = c.await(ctx, func(ctx context.Context) error {
-		conn, err := c.Connect(ctx)
-		if err != nil {
-			return err
-		}
-		return errors.Join(conn.Put(ctx, 0, []byte("first")), conn.Close())
-	})
-	if err != nil {
-		return nil, c.fail(err)
-	}
-	return c, nil
+	return c.ready(ctx)
 }
 
 // zooKeeperFolder makes the folder of a server and returns its configuration.
@@ -121,7 +111,10 @@ func connectZooKeeper(ctx context.Context, servers []string, known []atomic.Bool
 	}
 	for {
 		select {
-		case e := <-events:
+		case e, ok := <-events:
+			if !ok {
+				return nil, errors.New("the client gave up")
+			}
 			if e.State == zk.StateHasSession {
 				go func() { // it ends when Close closes the channel
 					for range events {
