@@ -247,6 +247,11 @@ func TestParse(t *testing.T) {
 	if o, err := parse(strings.Fields("-root=false -seed 7 -faults kill-node,switchover -nodes 5")); err != nil || o.seed != 7 || o.nodes != 5 {
 		t.Errorf("%+v, %v", o, err)
 	}
+	for args, disks := range map[string]bool{"": true, "-disks=false": false, "-faults none": false, "-faults none -disks": true} {
+		if o, err := parse(append(strings.Fields(args), "-root=false")); err != nil || o.disks != disks {
+			t.Errorf("%q: disks %v, %v", args, o.disks, err)
+		}
+	}
 }
 
 // TestDocs_Report: what a run ends with is explained, field by field.

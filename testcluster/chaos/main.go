@@ -117,6 +117,8 @@ type options struct {
 	// dir is where the folder of the run is made; keep: it is left.
 	dir  string
 	keep bool
+	// disks: every host has one of its own, if root.
+	disks bool
 	// images is where the images of the hosts' disks are made.
 	images string
 	// think is the pause of a load worker between two operations.
@@ -145,12 +147,16 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.images, "images", defaultImages(), "where to make the images of the hosts' disks, and the files of -burn-disk; in memory the machine's own disk is not in the way")
 	fs.BoolVar(&o.keep, "keep", false, "leave the folder of the run also when all is well")
 	fs.DurationVar(&o.think, "think", 15*time.Millisecond, "pause of each of the workers between two session operations")
+	fs.BoolVar(&o.disks, "disks", true, "loop devices as disks, if root; otherwise the data is in the folder of the run, and no disk can be filled or lose its power (default with -faults none: false, because the kernel's threads for them wait for busy cores)")
 	root := fs.Bool("root", os.Geteuid() == 0, "network namespaces and disks for every host; needs root")
 	verbose := fs.Bool("v", false, "tell what is done, on standard error")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
 	o.root = *root
+	given := false
+	fs.Visit(func(f *flag.Flag) { given = given || f.Name == "disks" })
+	o.disks = o.disks && (given || o.faults != "none")
 	if *until != "" {
 		o.until = strings.Split(*until, ",")
 	}

@@ -19,8 +19,9 @@ type report struct {
 	Nodes   int     `json:"nodes"`
 	Groups  int     `json:"groups"`
 	Profile string  `json:"profile"`
-	// Root: hosts had namespaces and disks of their own.
+	// Root: hosts had namespaces of their own, and with Disks also disks.
 	Root   bool `json:"root"`
+	Disks  bool `json:"disks"`
 	Rounds int  `json:"rounds"`
 	// Failovers were caused by loss or by force; switchovers were planned; regrants
 	// went back to the same instance.

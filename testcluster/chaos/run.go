@@ -66,7 +66,7 @@ type history struct {
 // wrong.
 func runAll(ctx context.Context, o options) (report, error) {
 	r := &run{o: o, report: report{
-		Seed: o.seed, Nodes: o.nodes, Groups: o.groups, Profile: o.profile, Root: o.root,
+		Seed: o.seed, Nodes: o.nodes, Groups: o.groups, Profile: o.profile, Root: o.root, Disks: o.root && o.disks,
 		Faults: map[string]*kindReport{}, Violations: []record.Violation{},
 	}}
 	var err error
@@ -112,7 +112,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	if err := r.stage.start(ctx); err != nil {
 		return fmt.Errorf("start the cluster: %w\n%s", err, r.stage.tails())
 	}
-	burning, err := startBurners(r.o, r.images)
+	burning, err := startBurners(r.o, r.diskFolder())
 	if err != nil {
 		return err
 	}
@@ -127,6 +127,14 @@ func (r *run) all(ctx context.Context) (err error) {
 	r.report.Seconds = time.Since(r.began).Round(time.Millisecond).Seconds()
 	r.finish(ctx)
 	return err
+}
+
+// diskFolder is on the file system that the nodes' data is on.
+func (r *run) diskFolder() string {
+	if r.o.root && r.o.disks {
+		return r.images
+	}
+	return filepath.Join(r.dir, "disks")
 }
 
 // over says that no further round shall begin.

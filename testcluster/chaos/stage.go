@@ -67,7 +67,7 @@ func openStage(ctx context.Context, o options, dir, images string, say func(stri
 	}
 	s.rig, err = rig.Open(ctx, rig.Options{
 		Hosts: o.nodes + 1, Voters: o.nodes, Groups: s.groups, Dir: dir, Hanode: o.hanode, Model: []string{o.self, "model"},
-		Profile: o.profile, Root: o.root, Images: images, Seed: o.seed, NodeArgs: nodeArgs,
+		Profile: o.profile, Root: o.root, Folders: !o.disks, Images: images, Seed: o.seed, NodeArgs: nodeArgs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the hosts: %w", err)

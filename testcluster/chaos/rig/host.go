@@ -31,7 +31,7 @@ type Host struct {
 	// servers, any what they listen on for their clients.
 	address, local, any string
 	space               *namespace // nil without root
-	disk                *disk      // nil without root
+	disk                *disk      // nil without root, and with Folders
 	data                string
 
 	mu     sync.Mutex // guards the rest

@@ -6,12 +6,22 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 )
+
+// makeFolder is what a host has that has no disk.
+func (h *Host) makeFolder(dir string) error {
+	h.data = filepath.Join(dir, "data")
+	if err := os.MkdirAll(h.data, 0o755); err != nil {
+		return fmt.Errorf("make data folder: %w", err)
+	}
+	return nil
+}
 
 // Freeze lets every write to the host's disk wait until Thaw; what was written
 // before is flushed first. A process that waits so cannot be killed before Thaw,
 // not even with SIGKILL, and one that ends by itself keeps its ports and connections
-// until then. Without root the node's log store is stalled instead.
+// until then. Without a disk the node's log store is stalled instead.
 func (h *Host) Freeze(ctx context.Context) error {
 	if h.disk == nil {
 		return h.Control(ctx, []byte(`{"stall_log":true}`))
@@ -28,10 +38,10 @@ func (h *Host) Thaw(ctx context.Context) error {
 }
 
 // Fill takes all space of the disk, until Free; a power cut does not free it.
-// Without root it returns ErrUnsupported.
+// Without a disk it returns ErrUnsupported.
 func (h *Host) Fill() error {
 	if h.disk == nil {
-		return fmt.Errorf("%w: a full disk needs root", ErrUnsupported)
+		return fmt.Errorf("%w: a full disk needs root, and disks", ErrUnsupported)
 	}
 	return h.disk.fill()
 }
@@ -39,7 +49,7 @@ func (h *Host) Fill() error {
 // Free undoes Fill; a disk that is not filled is no error.
 func (h *Host) Free() error {
 	if h.disk == nil {
-		return fmt.Errorf("%w: a full disk needs root", ErrUnsupported)
+		return fmt.Errorf("%w: a full disk needs root, and disks", ErrUnsupported)
 	}
 	return h.disk.free()
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 )
@@ -22,9 +21,8 @@ func (r *Rig) openLoopback() error {
 			for i := range r.options.Hosts {
 				address := loopbackAddress(x, i)
 				h := newHost(r, i, address, address, address)
-				h.data = filepath.Join(r.options.Dir, "disks", fmt.Sprintf("h%d", i+1), "data")
-				if err := os.MkdirAll(h.data, 0o755); err != nil {
-					return fmt.Errorf("make data folder: %w", err)
+				if err := h.makeFolder(filepath.Join(r.options.Dir, "disks", fmt.Sprintf("h%d", i+1))); err != nil {
+					return err
 				}
 				r.hosts = append(r.hosts, h)
 			}

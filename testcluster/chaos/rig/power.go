@@ -21,7 +21,7 @@ const killTimeout = 10 * time.Second
 // was not fsynced is lost and later writes fail; then their processes are killed;
 // then the disks are mounted again, which recovers their journals. The processes
 // are not started again. A frozen disk is thawed: nothing of what waited reaches
-// it. Without root it returns ErrUnsupported.
+// it. Without disks it returns ErrUnsupported.
 func (r *Rig) PowerCut(hosts ...*Host) error {
 	hosts = slices.Clone(hosts)
 	slices.SortFunc(hosts, func(a, b *Host) int { return a.index - b.index })
@@ -29,7 +29,7 @@ func (r *Rig) PowerCut(hosts ...*Host) error {
 	folders := make([]*os.File, len(hosts))
 	for i, h := range hosts {
 		if h.disk == nil {
-			return fmt.Errorf("%w: a power cut needs root", ErrUnsupported)
+			return fmt.Errorf("%w: a power cut needs root, and disks", ErrUnsupported)
 		}
 		h.disk.mu.Lock()
 		defer h.disk.mu.Unlock()

@@ -35,6 +35,11 @@ type Options struct {
 	Profile string
 	// Root: namespaces and disks. The program is inside (see Enter).
 	Root bool
+	// Folders: with Root, hosts have folders in Dir instead of disks, so that no disk
+	// can be filled or lose its power. A disk is a loop device: its kernel threads wait
+	// for a core like any process, several times for each fsync, which no node would
+	// that has a real disk. Where cores are kept busy that is what would be measured.
+	Folders bool
 	// Images is the folder of the disk images, which exists; empty: in Dir. What a
 	// disk has been told to make durable is in its image, wherever that is: in
 	// memory the machine's own disk is not in the way.
@@ -106,13 +111,21 @@ func Open(ctx context.Context, o Options) (_ *Rig, err error) {
 		h := newHost(r, i, hostAddress(i).String(), "127.0.0.1", "")
 		h.space = r.net.ends[i+1].space
 		r.hosts = append(r.hosts, h)
+		if o.Folders {
+			if err := h.makeFolder(name); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if h.disk, err = newDisk(ctx, filepath.Join(o.Images, fmt.Sprintf("h%d.img", i+1)), name, o.DiskMiB); err != nil {
 			return nil, err
 		}
 		h.data = h.disk.data
 		folders = append(folders, name)
 	}
-	r.guard, err = startGuard(folders)
+	if len(folders) > 0 {
+		r.guard, err = startGuard(folders)
+	}
 	return r, err
 }
 
