@@ -7,7 +7,7 @@ BUF_VERSION := v1.75.0
 SEED ?=
 ROUNDS ?= 50
 
-.PHONY: help build test race process lint fmt proto verify breaking tidy soak chaos chaos-mutants demo fuzz tools flaky bench
+.PHONY: help build test race process lint fmt proto verify breaking tidy soak chaos chaos-mutants demo fuzz tools flaky bench bench-failover
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,3 +86,6 @@ $(TOOLS)/buf-$(BUF_VERSION):
 
 bench: ## hastate beside etcd and ZooKeeper, in ratios; ARGS="-clients 1,64 -work put" (bench/, a module of its own)
 	@cd bench && go build -o ../bin/bench . && ../bin/bench $(ARGS)
+
+bench-failover: ## how long clients are without a primary; ARGS="-rounds 20 -profiles lan -cases host-lost,switchover"
+	@cd bench && go build -o ../bin/bench . && ../bin/bench failover $(ARGS)

@@ -24,6 +24,7 @@ import (
 	"github.com/hastate/hastate/bench/limit"
 	"github.com/hastate/hastate/bench/report"
 	"github.com/hastate/hastate/bench/system"
+	"github.com/hastate/hastate/testcluster/chaos/model"
 )
 
 // exitUsage is for arguments that are wrong.
@@ -40,9 +41,28 @@ func main() {
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	var code int
+	switch verb, rest := split(os.Args[1:]); verb {
+	case failoverVerb:
+		code = runFailover(ctx, rest, os.Stdout, os.Stderr)
+	case modelVerb:
+		if err := model.Run(ctx, rest, os.Stderr); err != nil && !errors.Is(err, model.ErrStopped) {
+			fmt.Fprintln(os.Stderr, "bench model:", err)
+			code = 1
+		}
+	default:
+		code = run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	}
 	stop()
 	os.Exit(code)
+}
+
+// split takes a verb off the arguments, if there is one.
+func split(args []string) (verb string, rest []string) {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		return "", args
+	}
+	return args[0], args[1:]
 }
 
 // run is main with its streams.
