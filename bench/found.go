@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/hastate/hastate/bench/failover"
 	"github.com/hastate/hastate/bench/report"
 )
 
@@ -21,6 +22,8 @@ type found struct {
 	// Fdatasync of each repetition.
 	Fdatasync []disk       `json:"fdatasync"`
 	Runs      []report.Run `json:"runs"`
+	// Idle, if it was measured.
+	Idle *failover.Idle `json:"idle,omitempty"`
 	// LeftOut are systems that could not be run, and why.
 	LeftOut map[string]string `json:"left_out,omitempty"`
 }
@@ -64,6 +67,12 @@ func (f *found) summary() map[string]any {
 		short := strings.ReplaceAll(strings.Replace(theirs, "zookeeper", "zk", 1), "-", "_")
 		put("writes_"+value+"_vs_"+short, report.Ratios(f.Runs, workPut, ours, theirs, perSecond))
 		put("writes_"+value+"_p99_vs_"+short, report.Ratios(f.Runs, workPut, ours, theirs, p99))
+		for watchers, ratio := range report.Ratios(f.Runs, workWatch, ours, theirs, func(r report.Run) float64 { return r.P50Ms }) {
+			if thousands, even := strings.CutSuffix(watchers, "000"); even {
+				watchers = thousands + "k"
+			}
+			all["watch_"+watchers+"_vs_"+short] = ratio
+		}
 		put("reads_vs_"+short, report.Ratios(f.Runs, workGet, ours, theirs, perSecond))
 	}
 	put("reads_vs_echo", report.Ratios(f.echoed(), workGet, ours, echo, perSecond))
@@ -83,6 +92,9 @@ func (f *found) summary() map[string]any {
 		used[clients] = report.Median(values)
 	}
 	put("write_server_cpu_us", used)
+	if f.Idle != nil {
+		all["idle"] = f.Idle
+	}
 	if len(f.LeftOut) > 0 {
 		all["left_out"] = f.LeftOut
 	}

@@ -107,8 +107,9 @@ func parse(args []string, stderr io.Writer) (plan, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	systems := fs.String("systems", "hastate-segments,hastate-bolt,etcd,zookeeper", "what is compared, the one that ratios are of first")
-	work := fs.String("work", "put,get", "put (durable writes), get (linearizable reads)")
+	work := fs.String("work", "put,get,watch,idle", "put (durable writes), get (linearizable reads), watch (from a write until the last of many watchers is told), idle (what a node costs)")
 	clients := fs.String("clients", "1,16,64,256", "how many clients at once, one run each")
+	watchers := fs.String("watchers", "1000,5000", "how many watchers at once, one run each")
 	fs.IntVar(&p.repetitions, "repetitions", 3, "how often all is done")
 	fs.DurationVar(&p.duration, "time", 7*time.Second, "of one run")
 	fs.DurationVar(&p.warm, "warm", time.Second, "before each run, not counted")
@@ -128,19 +129,32 @@ func parse(args []string, stderr io.Writer) (plan, error) {
 		p.systems = append(p.systems, strings.TrimSpace(name))
 	}
 	for name := range strings.SplitSeq(*work, ",") {
-		if name != workPut && name != workGet {
-			return p, fmt.Errorf("work %q is not known: put or get", name)
+		if name != workPut && name != workGet && name != workWatch && name != workIdle {
+			return p, fmt.Errorf("work %q is not known: put, get, watch or idle", name)
 		}
 		p.work = append(p.work, name)
 	}
-	for text := range strings.SplitSeq(*clients, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(text))
-		if err != nil || n < 1 || n > maxClients {
-			return p, fmt.Errorf("clients %q: give numbers from 1 to %d, with commas between", text, maxClients)
-		}
-		p.clients = append(p.clients, n)
+	var err error
+	if p.clients, err = numbers("clients", *clients, maxClients); err != nil {
+		return p, err
+	}
+	if p.watchers, err = numbers("watchers", *watchers, maxWatchers); err != nil {
+		return p, err
 	}
 	return p, p.check()
+}
+
+// numbers are those of a flag, with commas between.
+func numbers(name, list string, most int) ([]int, error) {
+	var all []int
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(text))
+		if err != nil || n < 1 || n > most {
+			return nil, fmt.Errorf("%s %q: give numbers from 1 to %d, with commas between", name, text, most)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // scratch is a folder for the data of one cluster.

@@ -33,7 +33,8 @@ func TestParse_Refuses(t *testing.T) {
 	for args, want := range map[string]string{
 		"extra":                "not known",
 		"-systems=consul":      "one of hastate-segments",
-		"-work=scan":           "put or get",
+		"-work=scan":           "put, get, watch or idle",
+		"-watchers=0":          "numbers from 1",
 		"-clients=0":           "numbers from 1",
 		"-clients=1,,2":        "numbers from 1",
 		"-clients=1000000":     "numbers from 1",

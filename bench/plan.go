@@ -9,14 +9,17 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/hastate/hastate/bench/failover"
 	"github.com/hastate/hastate/bench/limit"
 	"github.com/hastate/hastate/bench/loop"
 	"github.com/hastate/hastate/bench/report"
 	"github.com/hastate/hastate/bench/system"
+	"github.com/hastate/hastate/election"
 )
 
 const (
@@ -25,6 +28,8 @@ const (
 	echo = "grpc-echo"
 	// maxClients, maxKeys and maxValue bound a plan.
 	maxClients, maxKeys, maxValue = 4096, 4_000_000, 1 << 20
+	// idleTime is how long an idle cluster is looked at.
+	idleTime = 30 * time.Second
 	// readKeys is how many keys are there to be read.
 	readKeys = 10_000
 )
@@ -33,6 +38,7 @@ const (
 type plan struct {
 	systems, work []string
 	clients       []int
+	watchers      []int
 	repetitions   int
 	duration      time.Duration
 	warm          time.Duration
@@ -98,7 +104,11 @@ func (p *plan) measure(ctx context.Context) (found, error) {
 			return f, err
 		}
 	}
-	for repetition := range p.repetitions {
+	repetitions := p.repetitions
+	if slices.Equal(p.work, []string{workIdle}) {
+		repetitions = 0
+	}
+	for repetition := range repetitions {
 		if err := f.limits(ctx, dir, repetition); err != nil {
 			return f, fmt.Errorf("limits of the machine: %w", err)
 		}
@@ -116,7 +126,27 @@ func (p *plan) measure(ctx context.Context) (found, error) {
 			}
 		}
 	}
+	if slices.Contains(p.work, workIdle) {
+		return f, f.idle(ctx)
+	}
 	return f, nil
+}
+
+// idle measures what a node costs while nothing happens, at the default settings.
+func (f *found) idle(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	idle, err := failover.MeasureIdle(ctx, failover.Options{
+		Hanode: f.plan.hanode, Model: []string{self, modelVerb}, Profile: election.Lan.Name, Dir: f.plan.dir,
+	}, idleTime)
+	if err != nil {
+		return fmt.Errorf("idle: %w", err)
+	}
+	f.Idle = &idle
+	fmt.Fprintf(f.plan.progress, "idle: %.2f %% of a core, %.1f MiB, %.1f fsyncs/s\n", idle.CPUPercent, idle.RSSMiB, idle.FsyncsPerS)
+	return nil
 }
 
 // limits measures the disk and the echo.
@@ -154,6 +184,17 @@ func (f *found) cluster(ctx context.Context, s system.System, repetition int) (e
 	}
 	defer func() { err = errors.Join(err, c.Stop()) }()
 	for _, work := range f.plan.work {
+		if work == workIdle { // by itself, see idle
+			continue
+		}
+		if work == workWatch {
+			for _, watchers := range f.plan.watchers {
+				if err := f.watch(ctx, s, c, watchers, repetition); err != nil {
+					return fmt.Errorf("%d watchers: %w", watchers, err)
+				}
+			}
+			continue
+		}
 		for _, clients := range f.plan.clients {
 			if err := f.one(ctx, s, c, work, clients, repetition); err != nil {
 				return fmt.Errorf("%s by %d clients: %w", work, clients, err)

@@ -50,3 +50,15 @@ func TestRun_Refuses(t *testing.T) {
 		t.Error("milliseconds")
 	}
 }
+
+func TestFlushesOf(t *testing.T) {
+	const text = " 254       0 vda 1 2 3 4 5 6 7 8 0 9 10 11 12 13 14 77 15\n   7       0 loop0 1 2 3\n"
+	if n, err := flushesOf(text, 254, 0); n != 77 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	for _, minor := range []uint32{1, 0} {
+		if _, err := flushesOf(text, 7, minor); err == nil {
+			t.Errorf("7:%d was found", minor)
+		}
+	}
+}

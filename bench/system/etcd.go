@@ -102,4 +102,21 @@ func (e etcdConn) Get(ctx context.Context, key int) error {
 	return err
 }
 
+// Watch shares a stream with the other watches of the connection, as etcd's client does
+// by itself.
+func (e etcdConn) Watch(ctx context.Context, key int, told func()) error {
+	for reply := range e.client.Watch(ctx, e.key(key), clientv3.WithCreatedNotify()) {
+		if err := reply.Err(); err != nil {
+			return err
+		}
+		if reply.Created {
+			told()
+		}
+		for range reply.Events {
+			told()
+		}
+	}
+	return errors.New("etcd has ended the watch")
+}
+
 func (e etcdConn) Close() error { return e.client.Close() }

@@ -147,6 +147,16 @@ func (s streaming) Get(ctx context.Context, key int) error {
 	return err
 }
 
+// Watch begins with the current value.
+func (s streaming) Watch(ctx context.Context, key int, told func()) error {
+	return s.sessions.Watch(ctx, sessionID(key), 0, func(c client.SessionChange) error {
+		if c.Event != nil {
+			told()
+		}
+		return nil
+	})
+}
+
 func (s streaming) Close() error { return s.client.Close() }
 
 // unary makes one call per operation.

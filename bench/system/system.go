@@ -48,6 +48,14 @@ type Conn interface {
 	Close() error
 }
 
+// Watcher is a Conn that can also watch.
+type Watcher interface {
+	Conn
+	// Watch calls told once when it has begun, and then for each change of a key that is
+	// there, until ctx ends or it cannot go on.
+	Watch(ctx context.Context, key int, told func()) error
+}
+
 // Cluster is three processes that run. Its owner calls Stop.
 type Cluster struct {
 	// Connect makes one more connection.
@@ -128,7 +136,7 @@ func (c *Cluster) ready(ctx context.Context) (*Cluster, error) {
 func (c *Cluster) CPU() (time.Duration, error) {
 	all := time.Duration(0)
 	for _, p := range c.procs {
-		used, err := cpuOf(p.Pid())
+		used, err := CPUOf(p.Pid())
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", p.Spec.Name, err)
 		}
@@ -140,9 +148,9 @@ func (c *Cluster) CPU() (time.Duration, error) {
 // clockTick is the unit of /proc/PID/stat: USER_HZ, 100 on every Linux of Go.
 const clockTick = time.Second / 100
 
-// cpuOf reads user and system time, fields 14 and 15 of proc(5) stat. The name of the
+// CPUOf reads user and system time, fields 14 and 15 of proc(5) stat. The name of the
 // program, in parentheses, may hold anything.
-func cpuOf(pid int) (time.Duration, error) {
+func CPUOf(pid int) (time.Duration, error) {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0, err
