@@ -25,6 +25,7 @@ func diskFaults() []fault {
 		{kind: "disk-stall", family: family, weight: 2, exits: stalled, what: "every write of the leader's disk hangs for 10 s (G9)", alone: true, inject: diskStall},
 		{kind: "disk-stall-host", family: family, weight: 2, exits: stalled, alone: true, what: "the disk of any host, often of a primary that does not lead, hangs for three leases", inject: diskStallHost},
 		{kind: "power-cut-all", family: family, weight: 3, root: true, alone: true, what: "power cut of all hosts at once, often just after a log was truncated: what was not fsynced is gone", inject: powerCutAll},
+		{kind: "power-cut-behind", family: family, weight: 1, root: true, alone: true, what: "the disks of all but the leader hang, then the power of all hosts is cut and the leader's comes back last: what it alone had must not have been acknowledged", inject: powerCutBehind},
 		{kind: "power-cut-host", family: family, weight: 2, root: true, what: "power cut of one host, often the leader's", inject: func(ctx context.Context, s *stage, d *draw) (broken, error) {
 			h, who := d.target(ctx, s)
 			lost, spared := s.held(ctx, h), s.elsewhere(ctx, h)
@@ -84,6 +85,39 @@ func powerCutAll(ctx context.Context, s *stage, d *draw) (broken, error) {
 		}
 	}
 	return powerCut(s, who, s.members...)
+}
+
+// powerCutBehind leaves the newest entries on the leader's disk alone: for as long as the
+// other disks hang nothing may be acknowledged, since the others elect one of them.
+func powerCutBehind(ctx context.Context, s *stage, d *draw) (broken, error) {
+	leader := s.leader(ctx)
+	if leader == nil {
+		return broken{}, errNobody
+	}
+	// Too short for a node to give up its disk, or for anybody to miss a lease.
+	hang := time.Duration(1+d.IntN(3)) * d.lease / 8
+	b := broken{what: fmt.Sprintf("power cut: all, after the disks of all but the leader %s hung for %v; it comes back last", leader.NodeID(), hang), hold: 3 * d.lease}
+	var others []*rig.Host
+	for _, h := range s.members {
+		if h == leader {
+			continue
+		}
+		others = append(others, h)
+		if err := h.Freeze(ctx); err != nil {
+			return b, err
+		}
+	}
+	if err := sleep(ctx, hang); err != nil {
+		return b, err
+	}
+	if _, err := powerCut(s, "", s.members...); err != nil {
+		return b, err
+	}
+	var errs []error
+	for _, h := range others {
+		errs = append(errs, s.startHost(h))
+	}
+	return b, errors.Join(errs...)
 }
 
 // waitTruncated waits until a member drops the beginning of its log; nil if none
