@@ -38,7 +38,7 @@ func TestChosen(t *testing.T) {
 		return strings.Join(all, " ")
 	}
 	for names, want := range map[string]string{
-		"none": "", "switchover": "switchover", "power-cut": "power-cut-all power-cut-host", "clock": "wall-clock clock-rate clock-rate-5",
+		"none": "", "switchover": "switchover", "power-cut": "power-cut-all power-cut-behind power-cut-host", "clock": "wall-clock clock-rate clock-rate-5",
 		"kill-node,torn-log": "kill-node torn-log",
 	} {
 		if got := kinds(names, true); got != want {

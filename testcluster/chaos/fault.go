@@ -73,8 +73,9 @@ func faults() []fault {
 }
 
 // chosen are the faults that a flag names: "all", "none", kinds, families, or
-// the beginning of kinds up to a hyphen ("power-cut" is power-cut-all and
-// power-cut-host); what is the whole name of a kind is that kind alone.
+// the beginning of kinds up to a hyphen ("power-cut" is power-cut-all,
+// power-cut-behind and power-cut-host); what is the whole name of a kind is that
+// kind alone.
 func chosen(names string, root bool) (found []fault, skipped []string, err error) {
 	if names == "none" {
 		return nil, nil, nil

@@ -25,7 +25,7 @@ var refute = flag.Bool("refute", false, "build every mutant, and see its unit te
 var faults = strings.Fields(`kill-node kill-model kill-host kill-all pause-node pause-model pause-host restart-node crash-loop
 	cut-leader cut-primary cut-uncounted cut-minority cut-oneway deaf-leader cut-partial flap slow-link lossy-link reset-storm
 	late-answers-then-cut late-promote mute-leader lost-disk-behind model-late-status
-	disk-stall power-cut power-cut-all disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
+	disk-stall power-cut power-cut-all power-cut-behind disk-full lost-disk torn-log flip-bits wall-clock clock-rate clock-rate-5
 	member-add-remove member-replace demote-promote transfer-leader snapshot-install
 	model-hang model-saturated model-prefill model-crash-on-promote model-slow-promote model-refuse model-ignore-promote model-stops-late model-lie
 	switchover failover-force pause-resume pause-lost concurrent-switchover late-grant damaged-backup old-log`)
