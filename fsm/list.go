@@ -13,7 +13,8 @@ import (
 const (
 	// MaxPage bounds the sessions of one page.
 	MaxPage = 1000
-	// maxPageBytes bounds their values, so that a page fits into a message.
+	// maxPageBytes bounds their values, so that a page fits into a message, and what is
+	// read of the state at a time.
 	maxPageBytes = 2 << 20
 )
 
@@ -82,10 +83,11 @@ func (m *Machine) Sessions(q SessionQuery) (SessionPage, error) {
 				return false
 			}
 			x, _ := rec.(*pb.Session)
+			// A value that is left out counts too: it was read, while nothing can be applied.
+			bytes += len(x.GetValue())
 			if q.KeysOnly {
 				x = remake(x, nil)
 			}
-			bytes += len(x.GetValue())
 			page.Sessions = append(page.Sessions, x)
 			return true
 		})

@@ -329,8 +329,10 @@ func TestListPagesAreBoundedInBytes(t *testing.T) {
 	for i := range 50 {
 		must(t, m, put("g", fmt.Sprintf("%02d", i), strings.Repeat("x", hastate.DefaultSessionValueBytes)))
 	}
-	page, err := m.Sessions(SessionQuery{Group: "g"})
-	if err != nil || len(page.Sessions) != maxPageBytes/hastate.DefaultSessionValueBytes || page.Next == "" {
-		t.Errorf("%d sessions, next %q, %v", len(page.Sessions), page.Next, err)
+	for _, keysOnly := range []bool{false, true} { // values are read for both
+		page, err := m.Sessions(SessionQuery{Group: "g", KeysOnly: keysOnly})
+		if err != nil || len(page.Sessions) != maxPageBytes/hastate.DefaultSessionValueBytes || page.Next == "" {
+			t.Errorf("keys only %v: %d sessions, next %q, %v", keysOnly, len(page.Sessions), page.Next, err)
+		}
 	}
 }

@@ -45,12 +45,17 @@ func (a archives) Save(_ context.Context, w io.Writer) (err error) {
 const restoreTimeout = 10 * time.Minute
 
 // Restore replaces the state of the cluster by an archive. The archive is stored
-// aside and verified whole before raft sees any of it. Leader only.
+// aside and verified whole before raft sees any of it. Leader only, one at a time
+// (ErrPrecondition).
 func (a archives) Restore(_ context.Context, r io.Reader) (records uint64, err error) {
 	n := a.n
 	if n.raft.State() != raft.Leader {
 		return 0, n.notLeader()
 	}
+	if !n.restoring.TryLock() {
+		return 0, fmt.Errorf("%w: another archive is being restored: wait for its end", hastate.ErrPrecondition)
+	}
+	defer n.restoring.Unlock()
 	path := filepath.Join(n.cfg.DataDir, "upload.archive")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -83,6 +83,9 @@ type Node struct {
 	joinProblem string
 	progress    map[string]progress
 
+	// restoring is held while an archive is stored aside and restored: all use one file.
+	restoring sync.Mutex
+
 	// slow is for people: see reportSlow. now belongs to the watchdog.
 	slow struct {
 		now   bool

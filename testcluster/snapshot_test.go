@@ -254,3 +254,40 @@ func TestArchive_SaveAndRestore(t *testing.T) {
 	other.Start()
 	c.WaitLeader()
 }
+
+// TestArchive_OneAtATime: restores share a file, so a second one must not begin while
+// one is under way.
+func TestArchive_OneAtATime(t *testing.T) {
+	t.Parallel()
+	c := New(t, Options{})
+	c.WaitReady()
+	leader := c.WaitLeader()
+	put(t, leader, "s", "saved")
+	archive := save(t, leader)
+	put(t, leader, "s", "changed")
+	first, err := pb.NewClusterServiceClient(dial(t, leader)).RestoreSnapshot(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := len(archive) / 2
+	if err := first.Send(&pb.RestoreSnapshotRequest{Chunk: archive[:half]}); err != nil {
+		t.Fatal(err)
+	}
+	// It is under way when a second one is told so. One that is let in before is no
+	// archive, and changes nothing.
+	wait.Until(t, Patience, func() error {
+		if _, err := restore(t, leader, []byte("no archive")); !errors.Is(err, hastate.ErrPrecondition) {
+			return fmt.Errorf("a second restore: %v", err)
+		}
+		return nil
+	})
+	if err := first.Send(&pb.RestoreSnapshotRequest{Chunk: archive[half:]}); err != nil {
+		t.Fatal(err)
+	}
+	if reply, err := first.CloseAndRecv(); err != nil || reply.GetRecords() == 0 {
+		t.Fatalf("the first restore: %v, %v", reply, hastate.FromStatus(err))
+	}
+	if got, err := read(within(t), dial(t, leader), "s"); err != nil || got != "saved" {
+		t.Fatalf("after the restore: %q, %v", got, err)
+	}
+}
