@@ -277,7 +277,7 @@ func TestArchive_OneAtATime(t *testing.T) {
 	// archive, and changes nothing.
 	wait.Until(t, Patience, func() error {
 		if _, err := restore(t, leader, []byte("no archive")); !errors.Is(err, hastate.ErrPrecondition) {
-			return fmt.Errorf("a second restore: %v", err)
+			return errors.Join(errors.New("a second restore was not refused"), err)
 		}
 		return nil
 	})
