@@ -18,8 +18,7 @@ import (
 )
 
 const (
-	// requestTimeout is the deadline of a client's request: a server that hangs costs it
-	// that much.
+	// requestTimeout is the deadline of a client's request.
 	requestTimeout = 250 * time.Millisecond
 	// think is a client's pause between two requests, probeEvery that of one which asks
 	// every model server whether it serves.
@@ -72,7 +71,9 @@ func (m *measured) observe(ctx context.Context, cl *client.Client) {
 	}
 }
 
-// request asks the primary, whoever that is by a watch, one request at a time.
+// request asks the primary, whoever that is by a watch, one request at a time. It gives
+// up one that is under way when it is told of another primary: the one that it asked may
+// hang.
 func (m *measured) request(ctx context.Context, cl *client.Client) {
 	primaries, err := cl.WatchPrimary(ctx, "")
 	if err != nil {
@@ -80,18 +81,22 @@ func (m *measured) request(ctx context.Context, cl *client.Client) {
 	}
 	web := newWeb()
 	defer web.CloseIdleConnections()
-	var now client.Primary
-	for first := true; ctx.Err() == nil; {
-		select {
-		case p, ok := <-primaries:
-			if !ok {
-				return
-			}
-			now = p
-			continue
-		default:
+	address := newAddress()
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() {
+		for p := range primaries {
+			address.set(p.Address)
 		}
-		if a, err := ask(ctx, web, now.Address); err == nil {
+	})
+	for first := true; ctx.Err() == nil; {
+		to, moved := address.get()
+		asking, done := context.WithCancel(ctx)
+		giveUp := context.AfterFunc(moved, done)
+		a, err := ask(asking, web, to)
+		giveUp()
+		done()
+		if err == nil {
 			at := seen{a.Epoch, clock.Boot{}.Now()}
 			if first {
 				first = false
@@ -109,6 +114,38 @@ func (m *measured) request(ctx context.Context, cl *client.Client) {
 			return
 		}
 	}
+}
+
+// address is where the primary is, as far as is known.
+type address struct {
+	mu sync.Mutex
+	// of the primary, and a context that ends when there is another one. Guarded by mu.
+	of    string
+	until context.Context
+	end   context.CancelFunc
+}
+
+func newAddress() *address {
+	a := &address{}
+	a.until, a.end = context.WithCancel(context.Background())
+	return a
+}
+
+func (a *address) set(of string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if of == a.of {
+		return
+	}
+	a.end()
+	a.of = of
+	a.until, a.end = context.WithCancel(context.Background())
+}
+
+func (a *address) get() (of string, until context.Context) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.of, a.until
 }
 
 func (m *measured) lastBefore() clock.Instant {
