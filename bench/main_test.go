@@ -4,14 +4,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/hastate/hastate/bench/failover"
 	"github.com/hastate/hastate/bench/limit"
 	"github.com/hastate/hastate/bench/system"
+	"github.com/hastate/hastate/testcluster/chaos/model"
 )
 
 // TestMain: the test program is also the servers that it starts.
@@ -23,6 +26,11 @@ func TestMain(m *testing.M) {
 			return
 		case limit.EchoVerb:
 			limit.EchoMain(os.Args[2:])
+			return
+		case modelVerb:
+			if err := model.Run(context.Background(), os.Args[2:], os.Stderr); err != nil {
+				os.Exit(1)
+			}
 			return
 		}
 	}
@@ -67,7 +75,7 @@ func TestRun_RealClusters(t *testing.T) {
 	}
 	var out, told bytes.Buffer
 	code := run(t.Context(), []string{
-		"-systems=hastate-segments,hastate-bolt-unary,etcd,zookeeper", "-clients=2", "-repetitions=1", "-time=300ms", "-warm=50ms", "-keys=100",
+		"-systems=hastate-segments,hastate-bolt-unary,etcd,zookeeper", "-work=put,get,watch", "-clients=2", "-watchers=10", "-repetitions=1", "-time=300ms", "-warm=50ms", "-keys=100",
 		"-dir=" + t.TempDir(),
 	}, &out, &told)
 	if code != 0 {
@@ -76,6 +84,7 @@ func TestRun_RealClusters(t *testing.T) {
 	var line struct {
 		Bolt    map[string]float64 `json:"writes_1k_vs_hastate_bolt_unary"`
 		Etcd    map[string]float64 `json:"writes_1k_vs_etcd"`
+		Watch   float64            `json:"watch_10_vs_etcd"`
 		Echo    map[string]float64 `json:"reads_vs_echo"`
 		CPU     map[string]float64 `json:"write_server_cpu_us"`
 		LeftOut map[string]string  `json:"left_out"`
@@ -88,7 +97,28 @@ func TestRun_RealClusters(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, ratios, told.String())
 		}
 	}
+	if line.Watch <= 0 {
+		t.Errorf("watch: %v\n%s", line.Watch, told.String())
+	}
 	if why, left := line.LeftOut["zookeeper"]; left {
 		t.Logf("ZooKeeper was left out: %s", why)
+	}
+}
+
+// TestRunFailover_RealCluster breaks a real cluster once.
+func TestRunFailover_RealCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts a cluster")
+	}
+	var out, told bytes.Buffer
+	if code := runFailover(t.Context(), []string{"-rounds=1", "-profiles=lan", "-cases=model-killed", "-dir=" + t.TempDir()}, &out, &told); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, told.String())
+	}
+	var line map[string]map[string]failover.Figures
+	if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+		t.Fatalf("%s: %v", out.String(), err)
+	}
+	if f := line["lan"]["model-killed"]; f.N != 1 || f.MaxMs <= 0 || f.TwoBelievers != 0 {
+		t.Errorf("%+v\n%s", f, told.String())
 	}
 }
